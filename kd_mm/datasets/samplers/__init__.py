@@ -1,0 +1,1 @@
+"""Samplers that mmpretrain lacks."""

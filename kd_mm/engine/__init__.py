@@ -1,0 +1,5 @@
+"""Runtime components of kd_mm: hooks."""
+
+from . import hooks
+
+__all__ = ['hooks']

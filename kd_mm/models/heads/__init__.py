@@ -1,0 +1,1 @@
+"""Classification heads that distil while they train."""

@@ -1,0 +1,1 @@
+"""Loss modules: thin shells around kd_mm.functional."""

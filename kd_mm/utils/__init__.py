@@ -1,0 +1,1 @@
+"""Checks and small helpers that are no component of a model."""
