@@ -1,0 +1,77 @@
+"""The distillation term of BAKE as a module."""
+
+from torch import Tensor, nn
+
+from kd_mm.functional.batch_ensemble import check_omega, ensemble_knowledge
+from kd_mm.functional.divergence import check_temperature, soft_target_kl
+from kd_mm.registry import MODELS
+
+from .global_batch import GlobalBatch
+
+
+@MODELS.register_module()
+class BAKELoss(nn.Module):
+    r"""Divergence of each image's prediction from the ensembled knowledge of its batch.
+
+    .. math:: \lambda \, \frac{1}{n} \sum_i \tau^2 \,
+        \mathrm{KL}(Q_i \,\|\, \mathrm{softmax}(z_i / \tau))
+
+    Source: BAKE (arXiv:2104.13298), section 3, the training objective. The released code's batch
+    mean is over all images, anchors and partners alike, as here. Q is detached.
+
+    Args:
+        omega: Propagation weight in [0, 1). Defaults to 0.5.
+        temperature: :math:`\tau` > 0. Defaults to 4.
+        loss_weight: :math:`\lambda` >= 0. Defaults to 1.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> import torch
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 4.0]])
+        >>> batch = GlobalBatch(features, logits, slice(0, 2), None, 1.0)
+        >>> BAKELoss()(logits, batch)
+        tensor(0.2098)
+    """
+
+    def __init__(
+        self, omega: float = 0.5, temperature: float = 4.0, loss_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_omega(omega)
+        check_temperature(temperature)
+        if not 0 <= loss_weight < float('inf'):
+            raise ValueError(
+                f'loss_weight must be finite and at least 0, but got {loss_weight}; BAKE uses 1'
+            )
+        self.omega = omega
+        self.temperature = temperature
+        self.loss_weight = loss_weight
+
+    def forward(self, logits: Tensor, batch: GlobalBatch) -> Tensor:
+        """Return the weighted mean over this rank's images.
+
+        Args:
+            logits: This rank's logits, (n, K). Carry gradient.
+            batch: The batch whose knowledge is ensembled; ``batch.rows`` are this rank's images.
+
+        Returns:
+            A scalar >= 0 in float32 at least.
+        """
+        target_probs = ensemble_knowledge(
+            batch.features,
+            batch.logits,
+            self.temperature,
+            self.omega,
+            rows=batch.rows,
+            valid=batch.valid,
+        )
+        return self.loss_weight * soft_target_kl(logits, target_probs, self.temperature).mean()
+
+    def extra_repr(self) -> str:
+        """Show the three settings when the module is printed."""
+        return (
+            f'omega={self.omega}, temperature={self.temperature}, loss_weight={self.loss_weight}'
+        )

@@ -1,0 +1,104 @@
+"""Two ranks equal one process on the concatenated batch: losses, and every gradient."""
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample
+
+from kd_mm.registry import MODELS
+from tests.test_distributed.ranks import run_on_ranks
+
+NUM_CLASSES = 5
+# Batches of the two ranks, step by step: full, then a smaller last one, on either side.
+STEPS = [(6, 6), (6, 2), (3, 6), (1, 1)]
+
+
+def build_model(gather):
+    torch.manual_seed(0)
+    model = MODELS.build(
+        {
+            'type': 'mmpretrain.ImageClassifier',
+            'backbone': {'type': 'mmpretrain.LeNet5'},
+            'neck': {'type': 'mmpretrain.GlobalAveragePooling'},
+            'head': {
+                'type': 'kd_mm.BAKEHead',
+                'num_classes': NUM_CLASSES,
+                'in_channels': 120,
+                'gather': gather,
+                'omega': 0.9,
+            },
+        }
+    )
+    assert isinstance(model, ImageClassifier)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.double()
+
+
+def draw(step, num_images):
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(num_images, 1, 32, 32, generator=generator, dtype=torch.float64)
+    labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
+    return images, [DataSample().set_gt_label(label) for label in labels]
+
+
+def losses_and_gradients(model, inputs, samples):
+    model.zero_grad()
+    losses = model(inputs, samples, mode='loss')
+    sum(losses.values()).backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    return {n: loss.item() for n, loss in losses.items()}, gradients
+
+
+def train_on_a_rank(rank, gather):
+    ddp = MMDistributedDataParallel(build_model(gather), device_ids=None)
+    results = []
+    for step, sizes in enumerate(STEPS):
+        images, samples = draw(step, sum(sizes))
+        mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
+        results.append(losses_and_gradients(ddp, images[mine], samples[mine]))
+    return results
+
+
+def average(dicts):
+    return {key: sum(d[key] for d in dicts) / len(dicts) for key in dicts[0]}
+
+
+def test_global_gather_equals_one_process(tmp_path):
+    first, second = run_on_ranks(train_on_a_rank, tmp_path, 'global')
+    model = build_model('global')
+    for step, sizes in enumerate(STEPS):
+        losses, gradients = losses_and_gradients(model, *draw(step, sum(sizes)))
+        close = {'rtol': 1e-9, 'atol': 1e-12, 'msg': lambda m, s=sizes: f'{s}: {m}'}
+        mean = average([first[step][0], second[step][0]])
+        torch.testing.assert_close(mean, losses, **close)
+        for name, expected in gradients.items():
+            for rank in (first, second):  # DDP has averaged
+                torch.testing.assert_close(rank[step][1]['module.' + name], expected, **close)
+
+
+def test_local_gather_equals_each_rank_alone(tmp_path):
+    ranks = run_on_ranks(train_on_a_rank, tmp_path, 'local')
+    model = build_model('local')
+    for step, sizes in enumerate(STEPS):
+        images, samples = draw(step, sum(sizes))
+        parts = [slice(0, sizes[0]), slice(sizes[0], None)]
+        alone = [losses_and_gradients(model, images[part], samples[part]) for part in parts]
+        for rank, (losses, _) in zip(ranks, alone, strict=True):
+            torch.testing.assert_close(rank[step][0], losses, rtol=1e-9, atol=1e-12)
+        expected = average([gradients for _, gradients in alone])
+        for name, gradient in expected.items():
+            torch.testing.assert_close(ranks[0][step][1]['module.' + name], gradient)
+
+
+def grow_on_a_rank(rank):
+    ddp = MMDistributedDataParallel(build_model('global'), device_ids=None)
+    ddp(*draw(0, 2), mode='loss')
+    with pytest.raises(ValueError, match=r'2 images per rank, but got 3; .*drop_last=True'):
+        ddp(*draw(0, 3), mode='loss')
+    return True
+
+
+def test_a_growing_batch_is_refused_by_name(tmp_path):
+    assert run_on_ranks(grow_on_a_rank, tmp_path) == [True, True]
