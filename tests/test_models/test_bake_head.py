@@ -72,7 +72,7 @@ def test_only_adds_a_loss(ours, theirs, kwargs, soft):
         assert torch.equal(mine.pred_score, other.pred_score)
 
 
-def test_loss_bake_is_the_papers(monkeypatch):
+def test_loss_bake_is_the_papers():
     head = randomise(build('kd_mm.BAKEHead', omega=0.7, temperature=3.0, loss_weight=0.25))
     feats, samples = batch()
     features = feats[0].double().numpy()

@@ -1,1 +1,5 @@
 """Samplers that mmpretrain lacks."""
+
+from .class_instance_sampler import ClassInstanceSampler
+
+__all__ = ['ClassInstanceSampler']

@@ -1,1 +1,7 @@
 """Hooks of the training loop."""
+
+from .checkpoint_guard_hook import CheckpointGuardHook
+from .export_hook import ExportHook
+from .learning_curve_hook import LearningCurveHook
+
+__all__ = ['CheckpointGuardHook', 'ExportHook', 'LearningCurveHook']

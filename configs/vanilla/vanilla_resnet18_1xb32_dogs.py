@@ -1,0 +1,10 @@
+_base_ = [
+    'mmpretrain::_base_/models/resnet18.py',
+    '../_base_/datasets/dogs_bs32_224.py',
+    'mmpretrain::_base_/schedules/cifar10_bs128.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(head=dict(num_classes=120))
+
+auto_scale_lr = dict(base_batch_size=32)

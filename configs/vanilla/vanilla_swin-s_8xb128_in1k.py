@@ -1,0 +1,4 @@
+_base_ = ['mmpretrain::swin_transformer/swin-small_16xb64_in1k.py', '../_base_/kd_mm_runtime.py']
+
+# The stock batch of 1024 on 8 GPUs instead of 16.
+train_dataloader = dict(batch_size=128)

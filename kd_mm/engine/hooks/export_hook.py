@@ -1,0 +1,51 @@
+"""The deployable network, written when training ends."""
+
+from pathlib import Path
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from kd_mm.export import export_student
+from kd_mm.registry import HOOKS
+
+FOLDER = 'deploy'
+
+
+@HOOKS.register_module()
+class ExportHook(Hook):
+    """Export the trained network as plain mmpretrain weights and config, and say what to do next.
+
+    The weights are those at the end of training; ``tools/model_converters/export_student.py``
+    does the same for any other checkpoint. See :func:`kd_mm.export.export_student`.
+    """
+
+    priority = 'LOWEST'
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Write ``deploy/model.pth`` and ``deploy/config.py`` into the work dir.
+
+        Args:
+            runner: The runner whose training ended.
+        """
+        work_dir = Path(runner.work_dir)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        state_dict = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        meta = {'dataset_meta': runner.train_loop.dataloader.dataset.metainfo}
+        done = export_student(runner.cfg, state_dict, work_dir / FOLDER, meta)
+        checkpoints = sorted(work_dir.glob('*.pth'))
+        pictures = sorted(work_dir.glob('*.png'))
+        lines = [
+            'Training is done. Written:',
+            *(f'  {path}' for path in (*checkpoints, *pictures)),
+            f'  {done.weights}, {done.config}',
+            '    plain mmpretrain weights and config; their logits differ from the trained '
+            f"model's by at most {done.difference:.1e}",
+            'Next, evaluate with mmpretrain or with our tool, or start another training from it:',
+            f'  mim test mmpretrain {done.config} --checkpoint {done.weights}',
+            f'  python tools/test.py {done.config} {done.weights}',
+            f'  --cfg-options load_from={done.weights}',
+        ]
+        runner.logger.info('\n'.join(lines))

@@ -1,0 +1,177 @@
+"""From a kd_mm checkpoint to plain mmpretrain weights and config."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from kd_mm.models.heads import BAKEMixin
+from kd_mm.registry import MODELS
+from kd_mm.utils.checkpoint import check_keys
+
+PREFIX = 'kd_mm.'
+WEIGHTS, CONFIG = 'model.pth', 'config.py'
+TOLERANCE = 1e-5
+
+
+class Export(NamedTuple):
+    """What an export wrote.
+
+    Attributes:
+        weights: Path of the plain checkpoint.
+        config: Path of the plain config.
+        difference: Largest absolute difference of a logit between the trained and the plain
+            model, on random images.
+    """
+
+    weights: Path
+    config: Path
+    difference: float
+
+
+def _plain_head(head: dict) -> dict:
+    """Return the config of the mmpretrain head that a BAKE head extends."""
+    cls = MODELS.get(head['type'])
+    plain = next(base for base in cls.__mro__ if base.__module__.startswith('mmpretrain.'))
+    own = inspect.signature(BAKEMixin.__init__).parameters
+    return {'type': plain.__name__, **{k: v for k, v in head.items() if k not in {'type', *own}}}
+
+
+def _is_bake_head(node: Mapping) -> bool:
+    """Tell whether a config builds one of our BAKE heads."""
+    name = str(node.get('type'))
+    cls = MODELS.get(name) if name.startswith(PREFIX) else None
+    return cls is not None and issubclass(cls, BAKEMixin)
+
+
+def plain_model_cfg(model: Any) -> Any:
+    """Return the config of the same network without distillation.
+
+    Args:
+        model: Config of a classifier or of a part of it, left as it is.
+
+    Returns:
+        A new config in which each head of ours is the mmpretrain head that it extends. Backbones
+        that only kd_mm has keep their ``kd_mm.`` type.
+
+    Examples:
+        >>> plain_model_cfg({'head': {'type': 'kd_mm.BAKEHead', 'omega': 0.5, 'in_channels': 64}})
+        {'head': {'type': 'LinearClsHead', 'in_channels': 64}}
+    """
+    if isinstance(model, (list, tuple)):
+        return [plain_model_cfg(part) for part in model]
+    if not isinstance(model, Mapping):
+        return model
+    if _is_bake_head(model):
+        return _plain_head(model)
+    return {key: plain_model_cfg(value) for key, value in model.items()}
+
+
+def _names_ours(node: Any) -> bool:
+    """Tell whether any type in a config is one of ours."""
+    if isinstance(node, Mapping):
+        return str(node.get('type', '')).startswith(PREFIX) or any(
+            _names_ours(value) for value in node.values()
+        )
+    return isinstance(node, (list, tuple)) and any(_names_ours(value) for value in node)
+
+
+def plain_cfg(cfg: Config) -> Config:
+    """Return the config of a plain mmpretrain run of the same network on the same data.
+
+    Args:
+        cfg: Config of a kd_mm run, left as it is.
+
+    Returns:
+        A config without distillation, without our sampler and hooks, and without the paths of
+        the run. It names kd_mm only where it needs a backbone or a data set that mmpretrain lacks.
+    """
+    plain = {key: value for key, value in cfg.to_dict().items() if not key.startswith('_')}
+    plain['model'] = plain_model_cfg(plain['model'])
+    sampler = plain.get('train_dataloader', {}).get('sampler') or {}
+    if sampler.get('type') == 'kd_mm.ClassInstanceSampler':
+        plain['train_dataloader']['sampler'] = {'type': 'DefaultSampler', 'shuffle': True}
+    if plain.get('custom_hooks'):
+        plain['custom_hooks'] = [h for h in plain['custom_hooks'] if not _names_ours(h)]
+    plain.update(launcher='none', load_from=None, resume=False)
+    for key in ('work_dir', 'model_wrapper_cfg'):
+        plain.pop(key, None)
+    if not _names_ours(plain) and 'custom_imports' in plain:
+        imports = [name for name in plain['custom_imports']['imports'] if name != 'kd_mm']
+        plain['custom_imports']['imports'] = imports
+        if not imports:
+            del plain['custom_imports']
+    return Config(plain)
+
+
+def _random_images(cfg: Config, count: int = 2) -> Tensor:
+    """Return images of the shape that the config's test pipeline ends in."""
+    height = width = 224
+    loader = cfg.get('test_dataloader') or {}
+    for transform in loader.get('dataset', {}).get('pipeline', []):
+        size = transform.get('crop_size', transform.get('scale'))
+        if size is not None:
+            height, width = (size, size) if isinstance(size, int) else (size[1], size[0])
+    channels = len((cfg.get('data_preprocessor') or {}).get('mean', 'RGB'))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, channels, height, width, generator=generator)
+
+
+def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load weights that must fit to the name."""
+    check_keys(state_dict, model.state_dict(), 'the checkpoint')
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(
+            f'the checkpoint must hold exactly the weights of the config; use the config that '
+            f'was dumped beside it. {error}'
+        ) from None
+
+
+@torch.no_grad()
+def export_student(
+    cfg: Config, state_dict: Mapping[str, Tensor], out_dir: str | Path, meta: dict | None = None
+) -> Export:
+    """Write plain mmpretrain weights and config, after comparing their logits with the original.
+
+    Args:
+        cfg: Config of the kd_mm run.
+        state_dict: Weights of its model.
+        out_dir: Folder for ``model.pth`` and ``config.py``; made if missing. The two files are
+            replaced if they are there.
+        meta: What else the checkpoint shall tell, such as ``dataset_meta`` with the classes.
+
+    Returns:
+        The two paths, and the largest difference of a logit on two random images.
+
+    Raises:
+        ValueError: If the weights do not fit the config, or the plain model answers differently.
+            Nothing is written then.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    plain = plain_cfg(cfg)
+    trained, student = (MODELS.build(c.model).eval() for c in (cfg, plain))
+    _load(trained, state_dict)
+    _load(student, state_dict)
+    images = _random_images(cfg)
+    difference = (trained(images) - student(images)).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f'the plain model must answer as the trained one, up to {TOLERANCE}, but a logit '
+            f'differs by {difference}; nothing was written'
+        )
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    weights, config = out_dir / WEIGHTS, out_dir / CONFIG
+    torch.save({'state_dict': dict(student.state_dict()), 'meta': meta or {}}, f'{weights}.part')
+    os.replace(f'{weights}.part', weights)
+    plain.dump(config)
+    return Export(weights, config, difference)

@@ -1,0 +1,106 @@
+"""What training and testing from the command line share; the flags are mmpretrain's."""
+
+import argparse
+import os
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that mmpretrain's train.py and test.py have in common.
+
+    Args:
+        parser: The parser of a tool; ``config`` comes first, so call this before the others.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, as key=value pairs; nested keys are joined by '
+        'dots (train_dataloader.batch_size=32), lists are written key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='do not pin memory in the data loaders'
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    # torch.distributed.launch wrote the first spelling before torch 2.0 and the second since.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def set_local_rank(args: argparse.Namespace) -> None:
+    """Tell MMEngine the local rank where the launcher gave it as a flag only."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+
+def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """Choose the work dir: the flag, else the config's, else ``work_dirs/<name of the config>``.
+
+    Args:
+        cfg: Changed in place.
+        args: Parsed flags with ``config`` and ``work_dir``.
+    """
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+
+
+def set_dataloader_defaults(
+    cfg: Config, args: argparse.Namespace, names: tuple[str, ...], persistent: bool
+) -> None:
+    """Fill in what mmpretrain's tools set for every data loader.
+
+    Args:
+        cfg: Changed in place.
+        args: Parsed flags with ``no_pin_memory``.
+        names: Data loaders to fill in; those that the config lacks are left out.
+        persistent: Keep worker processes alive between epochs.
+    """
+    for name in names:
+        if cfg.get(name) is None:
+            continue
+        loader = ConfigDict(
+            pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate')
+        )
+        loader.update(deepcopy(cfg[name]))
+        # torch refuses persistent workers where there are none, and warns of pinning without GPU.
+        loader.persistent_workers &= persistent and loader.get('num_workers', 0) > 0
+        loader.pin_memory &= not args.no_pin_memory and torch.cuda.is_available()
+        cfg[name] = loader
+
+
+def use_gloo_without_gpu(cfg: Config) -> None:
+    """Make ``--launcher pytorch`` work on a machine without a GPU.
+
+    MMEngine's launcher asks for a CUDA device; it leaves a process group alone that exists.
+
+    Args:
+        cfg: Changed in place: the model wrapper gets no device, and ``sync_bn``, which torch has
+            for GPUs only, is dropped with a warning.
+    """
+    if cfg.get('launcher') != 'pytorch' or torch.cuda.is_available():
+        return
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+    )
+    if cfg.pop('sync_bn', None) is not None:
+        print_log(
+            'sync_bn needs GPUs; on CPU each rank normalises by its own batch',
+            logger='current',
+            level=30,
+        )
+
+
+def is_first_process() -> bool:
+    """Tell, before any process group exists, whether this process speaks for all."""
+    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'

@@ -1,0 +1,217 @@
+"""The mistakes that can be named before a run begins."""
+
+import difflib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import is_cuda_available
+from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, Registry, init_default_scope
+from mmengine.runner import find_latest_checkpoint
+
+import kd_mm.registry
+from kd_mm.datasets.labels import index_labels
+from kd_mm.models.heads import BAKEMixin
+from kd_mm.utils.checkpoint import load_checkpoint
+
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+PREFIX = f'{kd_mm.registry.SCOPE}.'
+
+
+def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Raise on the first mistake in a config; nothing is written.
+
+    Builds the data sets of ``loaders``, so that folders, labels and samplers are checked against
+    each other, and reads the checkpoint that the run would start from.
+
+    Args:
+        cfg: Config of a run, complete with its command line. Left as it is.
+        loaders: Data loaders that the run will read, such as ``('train_dataloader',)``.
+
+    Raises:
+        ValueError: A value is out of range, a name unknown, parts disagree, or a checkpoint
+            cannot be read safely.
+        TypeError: An option does not exist.
+        FileNotFoundError: A folder or a file is missing.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    check_types(cfg.to_dict())
+    if 'Amp' in str((cfg.get('optim_wrapper') or {}).get('type')) and not is_cuda_available():
+        raise ValueError(
+            'mixed precision needs a GPU, but got AmpOptimWrapper on a machine without one; leave '
+            'out --amp'
+        )
+    for name in loaders:
+        if cfg.get(name) is not None:
+            check_dataloader(cfg, name)
+    path = cfg.get('load_from')
+    if cfg.get('resume') and path is None:
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None and '://' not in path:
+        load_checkpoint(path)
+
+
+def _our_registries() -> dict[str, Registry]:
+    """Return each registry of ours with its modules imported."""
+    registries = {n: r for n, r in vars(kd_mm.registry).items() if isinstance(r, Registry)}
+    ours = {n: r for n, r in registries.items() if r.scope == kd_mm.registry.SCOPE}
+    for registry in ours.values():
+        registry.import_from_location()
+    return ours
+
+
+def _guess(word: str, known: list[str]) -> str:
+    """Return the hint ``; did you mean ...?`` where a known word is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f'; did you mean {near[0]}?' if near else f'; there are {", ".join(sorted(known))}'
+
+
+def options(cls: type) -> set[str]:
+    """Return the arguments that a class takes, those that it passes on to its bases included.
+
+    Args:
+        cls: Any class.
+
+    Returns:
+        Names of keyword arguments.
+    """
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if '__init__' not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        kinds = {p.kind for p in parameters}
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return names
+
+
+def check_types(node: Any, path: str = '') -> None:
+    """Check each type of ours in a config, and its options, by name.
+
+    Args:
+        node: A config or a part of it.
+        path: Where the part lies, for the message.
+
+    Raises:
+        ValueError: If a type does not exist, or lacks its prefix.
+        TypeError: If a type has no such option.
+
+    Examples:
+        >>> check_types({'head': {'type': 'kd_mm.BAKEHead', 'omga': 0.5}})
+        Traceback (most recent call last):
+        TypeError: head: kd_mm.BAKEHead has no option omga; did you mean omega?
+    """
+    if isinstance(node, (list, tuple)):
+        for index, part in enumerate(node):
+            check_types(part, f'{path}[{index}]')
+    if not isinstance(node, Mapping):
+        return
+    _check_type(node, path)
+    for key, value in node.items():
+        check_types(value, f'{path}.{key}' if path else str(key))
+
+
+def _check_type(node: Mapping, path: str) -> None:
+    """Check one typed dict."""
+    name = node.get('type')
+    if not isinstance(name, str):
+        return
+    ours = {n: cls for r in _our_registries().values() for n, cls in r.module_dict.items()}
+    if name in ours:
+        raise ValueError(
+            f'{path}: types of kd_mm are written with their prefix; write type={PREFIX + name!r} '
+            f'instead of {name!r}'
+        )
+    if not name.startswith(PREFIX):
+        return
+    short = name.removeprefix(PREFIX)
+    if short not in ours:
+        raise ValueError(f'{path}: kd_mm has no {short}{_guess(short, list(ours))}')
+    known = options(ours[short])
+    for key in node:
+        if key not in known and key not in ('type', '_scope_'):
+            raise TypeError(f'{path}: {name} has no option {key}{_guess(key, list(known))}')
+    if issubclass(ours[short], BAKEMixin):
+        MODELS.build(node)  # a head is small, and knows the ranges of its options
+
+
+def _folders(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield each ``data_root`` of a data set and of those that it wraps."""
+    if isinstance(node, Mapping):
+        # A data set that can download itself may start from nothing.
+        cls = DATASETS.get(node['type']) if isinstance(node.get('type'), str) else None
+        if cls is not None and 'download' in options(cls):
+            return
+        if isinstance(node.get('data_root'), str) and node['data_root']:
+            yield f'{path}.data_root', node['data_root']
+        for key in ('dataset', 'datasets'):
+            yield from _folders(node.get(key), f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, part in enumerate(node):
+            yield from _folders(part, f'{path}[{index}]')
+
+
+def check_dataloader(cfg: Config, name: str) -> None:
+    """Check a data loader's folder, labels and batch against the model and the sampler.
+
+    Args:
+        cfg: Config of a run.
+        name: One of its data loaders.
+
+    Raises:
+        FileNotFoundError: If the data folder is missing or empty.
+        ValueError: If labels, classes, batch size and sampler do not fit each other.
+    """
+    loader = cfg[name]
+    for path, folder in _folders(loader.dataset, f'{name}.dataset'):
+        if '://' in folder:
+            continue
+        root = Path(folder).expanduser()
+        if not root.is_dir() or not any(root.iterdir()):
+            state = 'is empty' if root.is_dir() else 'does not exist'
+            raise FileNotFoundError(
+                f'the data folder {folder} {state}; put the data there or pass '
+                f'--cfg-options {path}=FOLDER'
+            )
+
+    sampler = loader.get('sampler') or {}
+    ours = sampler.get('type') == 'kd_mm.ClassInstanceSampler'
+    num_instances, batch_size = sampler.get('num_instances'), loader.get('batch_size')
+    # What is no number of images is for the sampler to refuse.
+    if ours and type(num_instances) is int and num_instances > 1 and batch_size % num_instances:
+        raise ValueError(
+            f'{name}.batch_size must be a multiple of sampler.num_instances, so that an anchor '
+            f'and its partners share a batch, but got {batch_size} and {num_instances}; the '
+            f'nearest are {batch_size - batch_size % num_instances or num_instances} and '
+            f'{batch_size + num_instances - batch_size % num_instances}'
+        )
+
+    try:
+        dataset = DATASETS.build(loader.dataset)
+        len(dataset)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f'{name}.dataset cannot be read: {error}') from None
+    if ours:
+        logging.disable(logging.WARNING)  # the run itself will warn, into its log
+        try:
+            DATA_SAMPLERS.build(sampler, default_args={'dataset': dataset, 'seed': 0})
+        finally:
+            logging.disable(logging.NOTSET)
+    num_classes = (cfg.model.get('head') or {}).get('num_classes')
+    try:
+        labels = index_labels(dataset).labels
+    except (TypeError, ValueError):
+        if ours:
+            raise
+        return
+    if num_classes is not None and labels.size and labels.max() >= num_classes:
+        raise ValueError(
+            f'model.head.num_classes must exceed every label, but got {num_classes} and the '
+            f'label {labels.max()} in {name}; set model.head.num_classes={labels.max() + 1} or '
+            'more, or mend the labels'
+        )

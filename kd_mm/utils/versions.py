@@ -1,0 +1,173 @@
+"""Which OpenMMLab packages are installed, and whether kd_mm runs with them.
+
+Each of MMEngine, MMCV and mmpretrain is published twice under one import name: the original, no
+longer released, and the maintained fork ``onedl-*``. Some pairs of versions install together but
+fail much later, on resuming or on reading a base config; those are refused here, at import.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from itertools import chain
+
+from packaging.specifiers import SpecifierSet
+
+__all__ = ['check_installation', 'find_overlap', 'find_problem', 'installed_versions']
+
+# Import name -> the versions that kd_mm was run with.
+BOUNDS = {'mmengine': '>=0.10.7,<1.0', 'mmcv': '>=2.1.0,<2.4', 'mmpretrain': '>=1.2.0,<2.0'}
+# Import name -> distributions that provide it; the version of the first one found counts.
+PROVIDERS = {
+    'mmengine': ['onedl-mmengine', 'mmengine'],
+    'mmcv': ['onedl-mmcv', 'mmcv', 'mmcv-lite'],
+    'mmpretrain': ['onedl-mmpretrain', 'mmpretrain'],
+}
+
+INSTALL_FORKS = (
+    'pip install "onedl-mmengine>=0.10.12,<1.0" "onedl-mmcv>=2.3.6,<2.4" '
+    '"onedl-mmpretrain>=1.3.6,<2.0"'
+)
+INSTALL_ORIGINALS = 'pip install "mmengine==0.10.7" "mmcv-lite==2.1.0" "mmpretrain==1.2.0"'
+SWITCH_TO_FORKS = f'pip uninstall -y mmengine mmcv mmcv-lite mmpretrain && {INSTALL_FORKS}'
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Look up the distributions that decide whether kd_mm runs, without importing any.
+
+    Returns:
+        Distribution name -> version, for those that are installed. A package that lies on the
+        Python path without being installed is listed under its import name with None.
+    """
+    found: dict[str, str | None] = {}
+    for name in (*chain.from_iterable(PROVIDERS.values()), 'torch', 'setuptools'):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    for module in BOUNDS:
+        if not _providers(module, found):
+            spec = importlib.util.find_spec(module)
+            # A mere folder of that name, such as a clone beside the script, has no origin.
+            if spec is not None and spec.origin is not None:
+                found[module] = None
+    return found
+
+
+def _providers(module: str, found: Mapping[str, str | None]) -> list[str]:
+    """The distributions of ``module`` that were found, the one whose version counts first."""
+    return [name for name in PROVIDERS[module] if name in found]
+
+
+def _is(version: str | None, specifier: str) -> bool:
+    """Whether ``version`` is known and lies within ``specifier``."""
+    return version is not None and SpecifierSet(specifier).contains(version, prereleases=True)
+
+
+def find_problem(found: Mapping[str, str | None]) -> str | None:
+    """Tell why kd_mm cannot run with the given versions.
+
+    Args:
+        found: Distribution name -> version, as :func:`installed_versions` gives it. None as a
+            version means unknown, and is let through.
+
+    Returns:
+        A message with the package, its version, the bound and the command that mends it, or None
+        if all is well.
+
+    Examples:
+        >>> forks = {'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6'}
+        >>> find_problem({**forks, 'onedl-mmpretrain': '1.3.6', 'torch': '2.15.0'})
+        >>> find_problem(forks).partition('.')[0]
+        'kd_mm needs mmpretrain, which is not installed'
+    """
+    in_use = {module: names[0] for module in BOUNDS if (names := _providers(module, found))}
+    has_originals = in_use and not any(name.startswith('onedl-') for name in in_use.values())
+    new_torch = _is(found.get('torch'), '>=2.6')
+    if not has_originals:
+        advice = f'Run: {INSTALL_FORKS}'
+    else:
+        advice = f'Run: {SWITCH_TO_FORKS if new_torch else INSTALL_ORIGINALS}'
+
+    missing = [module for module in BOUNDS if module not in in_use]
+    if missing:
+        verb = 'is' if len(missing) == 1 else 'are'
+        return (
+            f'kd_mm needs {" and ".join(missing)}, which {verb} not installed. {advice} '
+            '(or, in a checkout of kd_mm: pip install -e ".[all]")'
+        )
+
+    for module, bounds in BOUNDS.items():
+        name = in_use[module]
+        if found[name] is not None and not _is(found[name], bounds):
+            return f'kd_mm needs {module}{bounds}, but found {name} {found[name]}. {advice}'
+
+    if in_use['mmengine'] == 'mmengine' and _is(found['mmengine'], '<=0.10.7'):
+        engine = f'mmengine {found["mmengine"]}'
+        if new_torch:
+            return (
+                f'{engine} needs torch<2.6, but found torch {found["torch"]}, with which it '
+                f'cannot load its own checkpoints. Run: {SWITCH_TO_FORKS}'
+            )
+        if 'setuptools' not in found or _is(found['setuptools'], '>=82'):
+            return (
+                f'{engine} needs setuptools<82, but found setuptools '
+                f'{found.get("setuptools", "(none)")}; no `mmpretrain::` config can be read '
+                'without its pkg_resources. Run: pip install "setuptools<82"'
+            )
+
+    mmcv = in_use['mmcv']
+    if (
+        in_use['mmpretrain'] == 'mmpretrain'
+        and _is(found['mmpretrain'], '<=1.2.0')
+        and _is(found[mmcv], '>=2.2.0')
+    ):
+        return (
+            f'mmpretrain {found["mmpretrain"]} needs mmcv<2.2.0, but found {mmcv} {found[mmcv]}. '
+            f'Run: pip uninstall -y {mmcv} && pip install "mmcv-lite==2.1.0"'
+        )
+    return None
+
+
+def find_overlap(found: Mapping[str, str | None]) -> str | None:
+    """Tell which distributions have overwritten each other's files.
+
+    Args:
+        found: Distribution name -> version, as :func:`installed_versions` gives it.
+
+    Returns:
+        A message with their names and the command that mends it, or None.
+
+    Examples:
+        >>> find_overlap({'mmengine': '0.10.7', 'onedl-mmengine': '0.10.12'}).partition(':')[0]
+        'mmengine is installed more than once, and each copy overwrote files of the other'
+    """
+    for module in BOUNDS:
+        names = _providers(module, found)
+        if len(names) > 1:
+            kept = names[0]
+            return (
+                f'{module} is installed more than once, and each copy overwrote files of the '
+                f'other: {", ".join(f"{name} {found[name]}" for name in names)}. '
+                f'Run: pip uninstall -y {" ".join(names)} && pip install "{kept}=={found[kept]}"'
+            )
+    return None
+
+
+def check_installation() -> None:
+    """Check what is installed; kd_mm calls this when it is imported.
+
+    Raises:
+        ImportError: If MMEngine, MMCV or mmpretrain is missing, out of bounds or known not to
+            work with the rest; the message names the command that mends it.
+
+    Warns:
+        UserWarning: If a package is installed more than once under the same import name.
+    """
+    found = installed_versions()
+    problem = find_problem(found)
+    if problem is not None:
+        raise ImportError(problem)
+    overlap = find_overlap(found)
+    if overlap is not None:
+        warnings.warn(overlap, stacklevel=2)

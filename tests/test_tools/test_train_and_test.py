@@ -1,0 +1,225 @@
+"""The first command of the README, shortened: train, resume, test, deploy."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain import ImageClassificationInferencer
+
+from kd_mm.datasets import Digits
+from tests.conftest import REPO, run, run_tool
+
+CONFIG = 'configs/bake/resnet20_1xb64_digits.py'
+SHORT = [
+    'train_dataloader.dataset.indices=256',
+    'val_dataloader.dataset.indices=100',
+    'test_dataloader.dataset.indices=100',
+    'train_dataloader.num_workers=0',
+]
+
+
+def train(work_dir, *arguments, epochs, **kwargs):
+    return run_tool(
+        'train.py',
+        CONFIG,
+        '--work-dir',
+        work_dir,
+        *arguments,
+        '--cfg-options',
+        *SHORT,
+        f'train_cfg.max_epochs={epochs}',
+        **kwargs,
+    )
+
+
+def scalars(work_dir):
+    """Every logged number of the last run in a work dir."""
+    newest = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    """A finished run of one epoch."""
+    folder = tmp_path_factory.mktemp('digits')
+    output = train(folder, epochs=1).stdout
+    (folder / 'console.txt').write_text(output)
+    return folder
+
+
+def test_training_leaves_checkpoints_curves_and_a_deployable_network(work_dir):
+    names = {str(path.relative_to(work_dir)) for path in work_dir.rglob('*')}
+    assert {'epoch_1.pth', 'learning_curves.png', 'deploy/model.pth', 'deploy/config.py'} <= names
+    console = (work_dir / 'console.txt').read_text()
+    closing = console[console.index('Training is done. Written:') :]
+    for written in ('epoch_1.pth', 'learning_curves.png', 'model.pth', 'config.py'):
+        assert written in closing
+    assert 'mim test mmpretrain' in closing
+    train_log = [row for row in scalars(work_dir) if 'loss_bake' in row]
+    assert train_log
+    assert all(row['loss_bake'] > 0 for row in train_log)
+
+
+def test_deployed_network_is_the_trained_one_without_distillation(work_dir):
+    plain = Config.fromfile(work_dir / 'deploy/config.py')
+    assert plain.model.head.type == 'LinearClsHead'
+    assert plain.train_dataloader.sampler == {'type': 'DefaultSampler', 'shuffle': True}
+    assert 'custom_hooks' not in plain or not plain.custom_hooks
+    deployed = torch.load(work_dir / 'deploy/model.pth', weights_only=True)
+    assert deployed['meta']['dataset_meta']['classes'] == tuple('0123456789')
+    trained = torch.load(work_dir / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert deployed['state_dict'].keys() == trained.keys()
+    for name, weight in trained.items():
+        assert torch.equal(deployed['state_dict'][name], weight)
+
+
+def test_inferencer_of_mmpretrain_takes_the_deployed_network(work_dir):
+    inferencer = ImageClassificationInferencer(
+        str(work_dir / 'deploy/config.py'), pretrained=str(work_dir / 'deploy/model.pth')
+    )
+    image = Digits(split='test')[0]['img']
+    result = inferencer(image)[0]
+    assert result['pred_class'] == str(result['pred_label'])
+
+
+def test_our_test_tool_gives_the_accuracy_of_training(work_dir, tmp_path):
+    logged = [row['accuracy/top1'] for row in scalars(work_dir) if 'accuracy/top1' in row][-1]
+    for config, checkpoint in (
+        (CONFIG, work_dir / 'epoch_1.pth'),
+        (work_dir / 'deploy/config.py', work_dir / 'deploy/model.pth'),
+    ):
+        run_tool(
+            'test.py',
+            config,
+            checkpoint,
+            '--work-dir',
+            tmp_path,
+            '--out',
+            tmp_path / 'metrics.json',
+            '--out-item',
+            'metrics',
+            '--cfg-options',
+            SHORT[2],
+        )
+        metrics = json.loads((tmp_path / 'metrics.json').read_text())
+        assert metrics['accuracy/top1'] == pytest.approx(logged, abs=1e-4)
+
+
+def test_resume_goes_on_behind_the_last_epoch(work_dir):
+    output = train(work_dir, '--resume', epochs=2).stdout
+    assert 'resumed epoch: 1' in output
+    assert next(row['epoch'] for row in scalars(work_dir) if 'loss_bake' in row) == 2
+    assert (work_dir / 'epoch_2.pth').exists()
+
+
+def test_no_validate_trains_without_validation(tmp_path):
+    train(tmp_path, '--no-validate', '--no-persistent-workers', epochs=1)
+    assert not [row for row in scalars(tmp_path) if 'accuracy/top1' in row]
+    assert (tmp_path / 'deploy/model.pth').exists()
+
+
+def merged(monkeypatch, *arguments):
+    """The config that tools/train.py makes of its command line."""
+    spec = importlib.util.spec_from_file_location('train', REPO / 'tools/train.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(REPO / CONFIG), *arguments])
+    args = tool.parse_args()
+    return tool.merge_args(Config.fromfile(args.config), args)
+
+
+def test_flags_of_mmpretrain_do_what_they_say(monkeypatch):
+    plain = merged(monkeypatch)
+    assert plain.work_dir == 'work_dirs/resnet20_1xb64_digits'
+    assert (plain.launcher, plain.resume, plain.load_from) == ('none', False, None)
+    assert plain.optim_wrapper.get('type') != 'AmpOptimWrapper'
+    assert not plain.auto_scale_lr.get('enable', False)
+    assert plain.val_dataloader.collate_fn.type == 'default_collate'
+
+    amp = merged(monkeypatch, '--amp').optim_wrapper
+    assert (amp.type, amp.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    assert merged(monkeypatch, '--auto-scale-lr').auto_scale_lr.enable
+    assert merged(monkeypatch, '--no-validate').val_cfg is None
+    assert merged(monkeypatch, '--work-dir', 'a').work_dir == 'a'
+    automatic, named = merged(monkeypatch, '--resume'), merged(monkeypatch, '--resume', 'a.pth')
+    assert (automatic.resume, automatic.load_from) == (True, None)
+    assert (named.resume, named.load_from) == (True, 'a.pth')
+
+    workers = ['--cfg-options', 'train_dataloader.num_workers=2']
+    assert merged(monkeypatch, *workers).train_dataloader.persistent_workers
+    stopped = merged(monkeypatch, '--no-persistent-workers', *workers)
+    assert not stopped.train_dataloader.persistent_workers
+    workers[1] = 'train_dataloader.num_workers=0'  # torch refuses persistent workers here
+    assert not merged(monkeypatch, *workers).train_dataloader.persistent_workers
+
+
+def test_memory_is_pinned_where_there_is_a_gpu_unless_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert merged(monkeypatch).train_dataloader.pin_memory
+    assert not merged(monkeypatch, '--no-pin-memory').train_dataloader.pin_memory
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert not merged(monkeypatch).train_dataloader.pin_memory
+
+
+def test_export_tool_writes_what_the_hook_wrote(work_dir, tmp_path):
+    dumped = next(work_dir.glob('*.py'))
+    checkpoint = work_dir / 'epoch_1.pth'
+    if not checkpoint.exists():  # the resumed run keeps the newest one only
+        checkpoint = work_dir / 'epoch_2.pth'
+    output = run_tool(
+        'model_converters/export_student.py', dumped, checkpoint, '--out', tmp_path
+    ).stdout
+    assert re.search(r'differ by at most 0\.0e\+00', output)
+    state = torch.load(tmp_path / 'model.pth', weights_only=True)['state_dict']
+    expected = torch.load(checkpoint, weights_only=False)['state_dict']
+    assert all(torch.equal(state[name], weight) for name, weight in expected.items())
+    assert 'BAKE' not in (tmp_path / 'config.py').read_text()
+
+
+def test_user_errors_end_in_one_sentence_and_leave_the_work_dir_alone(work_dir):
+    before = {path: path.read_bytes() for path in work_dir.rglob('*') if path.is_file()}
+    done = run_tool(
+        'train.py',
+        CONFIG,
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        'train_dataloader.batch_size=63',
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (
+        done.stdout.strip()
+        .splitlines()[-1]
+        .startswith(
+            'error: train_dataloader.batch_size must be a multiple of sampler.num_instances'
+        )
+    )
+    assert 'Traceback' not in done.stdout
+    assert before == {p: p.read_bytes() for p in work_dir.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize('script', sorted((REPO / 'tools').glob('*.sh')), ids=lambda p: p.stem)
+def test_shell_scripts_parse(script):
+    run(['bash', '-n', script])
+
+
+def test_slurm_scripts_pass_everything_on(tmp_path):
+    """A stand-in for srun prints its arguments."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/usr/bin/env bash\nprintf "[%s]" "$@"\n')
+    srun.chmod(0o755)
+    output = run(
+        ['bash', REPO / 'tools/slurm_train.sh', 'part', 'job', 'a.py', 'out', '--resume'],
+        PATH=f'{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin',
+        GPUS='16',
+        SRUN_ARGS='--quiet --mem=1G',
+    ).stdout
+    for word in ('-p][part', '--job-name=job', '--gres=gpu:8', '--ntasks=16', '[--mem=1G]'):
+        assert word in output
+    assert '[a.py][--work-dir=out][--launcher=slurm][--resume]' in output

@@ -1,0 +1,153 @@
+"""Each mistake of the issue is named before the first iteration, with its value and its fix."""
+
+import shutil
+
+import cv2
+import pytest
+import torch
+from mmengine.config import Config
+
+from kd_mm.utils.preflight import USER_ERRORS, check_config, options
+from tests.conftest import REPO, run_tool
+
+DIGITS = 'configs/bake/resnet20_1xb64_digits.py'
+SWIN = 'configs/bake/swin-t_8xb128_in1k.py'
+TRAIN = 'train_dataloader'
+
+
+def refused(config, error, message, loaders=(TRAIN,), **options_):
+    cfg = Config.fromfile(REPO / config)
+    cfg.merge_from_dict({key.replace('__', '.'): value for key, value in options_.items()})
+    before = cfg.to_dict()
+    with pytest.raises(error, match=message):
+        check_config(cfg, loaders)
+    assert cfg.to_dict() == before
+    assert error in USER_ERRORS or issubclass(error, USER_ERRORS)
+
+
+@pytest.mark.parametrize(
+    ('options_', 'error', 'message'),
+    [
+        ({'model__head__omega': 1.0}, ValueError, r'omega must lie in \[0, 1\), but got 1\.0'),
+        ({'model__head__temperature': 0.0}, ValueError, 'temperature must be positive .* got 0'),
+        (
+            {f'{TRAIN}__batch_size': 63},
+            ValueError,
+            r'multiple of sampler\.num_instances.* got 63 and 2; the nearest are 62 and 64',
+        ),
+        (
+            {f'{TRAIN}__sampler__num_instances': 1},
+            ValueError,
+            'num_instances must be .*2.* got 1',
+        ),
+        (
+            {f'{TRAIN}__sampler__epoch_length': 'image'},
+            ValueError,
+            "epoch_length .*'anchors'.*'images'.* 'image'",
+        ),
+        ({'model__head__num_classes': 9}, ValueError, r'got 9 and the label 9.*num_classes=10'),
+        (
+            {'model__head__omga': 0.5},
+            TypeError,
+            r'model\.head: kd_mm\.BAKEHead has no option omga; did you mean omega',
+        ),
+        (
+            {f'{TRAIN}__sampler__num_instance': 2},
+            TypeError,
+            'has no option num_instance; did you mean num_instances',
+        ),
+        (
+            {'model__head__type': 'kd_mm.BAKEHed'},
+            ValueError,
+            'kd_mm has no BAKEHed; did you mean BAKEHead',
+        ),
+        (
+            {'model__head__type': 'BAKEHead'},
+            ValueError,
+            r"write type='kd_mm\.BAKEHead' instead of 'BAKEHead'",
+        ),
+        ({f'{TRAIN}__dataset__split': 'val'}, ValueError, "split .*'val'"),
+        ({'load_from': 'nowhere.pth'}, FileNotFoundError, 'no checkpoint at nowhere.pth'),
+        ({'optim_wrapper__type': 'AmpOptimWrapper'}, ValueError, 'leave out --amp'),
+    ],
+)
+def test_mistakes_in_the_digits_config(options_, error, message, monkeypatch):
+    monkeypatch.setattr('kd_mm.utils.preflight.is_cuda_available', lambda: False)
+    refused(DIGITS, error, message, **options_)
+
+
+def test_a_good_config_passes(image_folder):
+    check_config(Config.fromfile(REPO / DIGITS), (TRAIN, 'val_dataloader'))
+    cfg = Config.fromfile(REPO / SWIN)
+    cfg.merge_from_dict({f'{TRAIN}.dataset.data_root': str(image_folder)})
+    check_config(cfg, (TRAIN,))
+
+
+def test_missing_and_empty_data_folders(tmp_path):
+    key = {f'{TRAIN}__dataset__data_root': str(tmp_path / 'no')}
+    refused(
+        SWIN,
+        FileNotFoundError,
+        rf'{tmp_path}/no does not exist; .*--cfg-options {TRAIN}\.dataset\.data_root=FOLDER',
+        **key,
+    )
+    key = {f'{TRAIN}__dataset__data_root': str(tmp_path)}
+    refused(SWIN, FileNotFoundError, rf'{tmp_path} is empty', **key)
+
+
+def test_an_empty_class_folder(image_folder, tmp_path):
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    shutil.rmtree(root / 'meta')
+    for picture in (root / 'train' / 'n00000002').iterdir():
+        picture.unlink()
+    key = {
+        f'{TRAIN}__dataset__data_root': str(root),
+        f'{TRAIN}__dataset__type': 'CustomDataset',
+        f'{TRAIN}__dataset__data_prefix': 'train',
+        'val_cfg': None,
+        'val_dataloader': None,
+        'val_evaluator': None,
+        'model__head__num_classes': 4,
+    }
+    cfg = Config.fromfile(REPO / SWIN)
+    cfg[TRAIN].dataset.pop('split')
+    cfg.merge_from_dict({k.replace('__', '.'): v for k, v in key.items()})
+    cfg.dump(tmp_path / 'config.py')
+    done = run_tool('train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'w', check=False)
+    assert done.returncode == 1
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith('error: ')
+    assert 'n00000002' in last
+    assert not (tmp_path / 'w').exists()
+
+
+def test_an_unreadable_image_is_named_with_its_path(image_folder, tmp_path):
+    from mmengine.registry import DATASETS, init_default_scope
+
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    broken = next((root / 'train').glob('*/*.JPEG'))
+    broken.write_bytes(b'no picture')
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(REPO / SWIN)[TRAIN].dataset
+    cfg.data_root = str(root)
+    dataset = DATASETS.build(cfg)
+    index = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))].index(str(broken))
+    with pytest.raises(Exception, match=str(broken)):
+        dataset[index]
+    assert cv2.imread(str(broken)) is None
+
+
+def test_a_checkpoint_of_another_model_stops_the_run(tmp_path):
+    torch.save({'state_dict': {'other.weight': torch.ones(2)}}, tmp_path / 'other.pth')
+    done = run_tool(
+        'test.py', DIGITS, tmp_path / 'other.pth', '--work-dir', tmp_path / 'w', check=False
+    )
+    assert done.returncode == 1
+    assert 'none of the 1 names in' in done.stdout.strip().splitlines()[-1]
+
+
+def test_options_follow_the_arguments_that_are_passed_on():
+    from kd_mm.models.heads import BAKEHead
+
+    assert options(BAKEHead) >= {'omega', 'gather', 'num_classes', 'loss', 'topk', 'init_cfg'}
+    assert 'kwargs' not in options(BAKEHead)

@@ -1,0 +1,68 @@
+"""Compare the time of a distilled training step with that of the plain one.
+
+The recipe and its counterpart run in one process, in turns, on equal random images; no data set
+is needed. The figures in docs/benchmarks.md come from this script.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+
+import torch
+from mmengine.config import Config
+
+from kd_mm.export import plain_model_cfg
+from kd_mm.utils.benchmark import compare_steps, to_markdown
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Paired timing of training steps')
+    parser.add_argument('config', help='config file of the recipe in question')
+    parser.add_argument('--against', help='config to compare with (CONFIG undistilled)')
+    parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
+    parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
+    parser.add_argument('--num-classes', type=int, help="number of classes (config's)")
+    parser.add_argument('--steps', type=int, default=30, help='timed pairs (30)')
+    parser.add_argument('--warmup', type=int, default=5, help='untimed pairs before (5)')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (CUDA)')
+    parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
+    parser.add_argument('--json', metavar='OUT', help='write every number to this file')
+    parser.add_argument('--markdown', metavar='OUT', help='write the table to this file')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = Config.fromfile(args.config)
+    if args.against:
+        against = Config.fromfile(args.against)
+    else:
+        against = Config({**config.to_dict(), 'model': plain_model_cfg(config.model)})
+    report = compare_steps(
+        config,
+        against,
+        batch_size=args.batch_size,
+        img_size=args.img_size,
+        num_classes=args.num_classes,
+        steps=args.steps,
+        warmup=args.warmup,
+        device=args.device,
+        amp=args.amp,
+    )
+    report['command'] = shlex.join(['python', *sys.argv])
+    table = to_markdown(report)
+    print(table)
+    if args.json:
+        with open(args.json, 'w', encoding='utf-8') as file:
+            json.dump(report, file, indent=1)
+    if args.markdown:
+        with open(args.markdown, 'w', encoding='utf-8') as file:
+            file.write(table)
+
+
+if __name__ == '__main__':
+    main()

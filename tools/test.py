@@ -1,0 +1,105 @@
+"""Test (and evaluate) a classifier, with mmpretrain's flags."""
+
+import argparse
+import sys
+from copy import deepcopy
+
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.engine.hooks import CheckpointGuardHook
+from kd_mm.utils import launch, preflight
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='test config file path')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--work-dir', help='the directory to save the file containing evaluation metrics'
+    )
+    parser.add_argument('--out', help='the file to output results')
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='what --out gets, metrics or predictions; predictions by default',
+    )
+    parser.add_argument('--amp', action='store_true', help='enable automatic-mixed-precision test')
+    parser.add_argument('--show-dir', help='directory for visualised predictions')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--interval', type=int, default=1, help='visualise every n-th sample')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='display time of every window, in seconds'
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation by the config's tta_pipeline and tta_model, or else the "
+        'mean of the image and its mirror image',
+    )
+    launch.add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.out is None and args.out_item is not None:
+        parser.error('--out-item needs --out, the path of the output file')
+    launch.set_local_rank(args)
+    return args
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    launch.set_work_dir(cfg, args)
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir is not None:
+        cfg.default_hooks.visualization = dict(
+            type='VisualizationHook',
+            enable=True,
+            show=args.show,
+            wait_time=args.wait_time,
+            out_dir=args.show_dir,
+            interval=args.interval,
+        )
+    if args.tta:
+        set_tta(cfg)
+    launch.set_dataloader_defaults(cfg, args, ('test_dataloader',), persistent=False)
+    return cfg
+
+
+def set_tta(cfg: Config) -> None:
+    cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
+    if 'tta_pipeline' not in cfg:
+        *steps, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        cfg = merge_args(Config.fromfile(args.config), args)
+        if launch.is_first_process():
+            preflight.check_config(cfg, ('test_dataloader',))
+    except preflight.USER_ERRORS as error:
+        sys.exit(f'error: {error}')
+    launch.use_gloo_without_gpu(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckpointGuardHook())
+    if args.out and args.out_item != 'metrics':
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out and args.out_item == 'metrics':
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,83 @@
+"""Train a classifier, with mmpretrain's flags."""
+
+import argparse
+import sys
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.engine.hooks import CheckpointGuardHook
+from kd_mm.utils import launch, preflight
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='train config file path')
+    parser.add_argument('--work-dir', help='the dir to save logs and models')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or, without a path, from the latest one in the work '
+        'directory',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='enable automatic-mixed-precision training'
+    )
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate during training'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the actual batch size over the original one',
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='start the workers of the data loaders anew in each epoch',
+    )
+    launch.add_common_arguments(parser)
+    args = parser.parse_args()
+    launch.set_local_rank(args)
+    return args
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.launcher = args.launcher
+    launch.set_work_dir(cfg, args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    launch.set_dataloader_defaults(cfg, args, loaders, not args.no_persistent_workers)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        cfg = merge_args(Config.fromfile(args.config), args)
+        if launch.is_first_process():
+            preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
+    except preflight.USER_ERRORS as error:
+        sys.exit(f'error: {error}')
+    launch.use_gloo_without_gpu(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckpointGuardHook())
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
