@@ -419,7 +419,7 @@ def test_lighting_does_not_wrap_around(tmp_path):
                 pipeline({'img_path': str(tmp_path / f'{name}.png'), 'gt_label': 0})['inputs']
                 for _ in range(10)
             ]
-        )
+        ).float()
         for name in ('black', 'white')
     }
     assert values['black'].std() > 1
@@ -506,7 +506,12 @@ def test_loss_step_reaches_every_parameter(path, px):
 
 
 def test_224_px_checkpoint_starts_the_384_px_run(tmp_path, no_initialisation):
-    source = build_model(load('vanilla/vanilla_swin-b_8xb128_in1k.py'))
+    def build_small(path):
+        cfg = load(path)
+        cfg.model.backbone.arch, cfg.model.head.in_channels = 'tiny', 768
+        return build_model(cfg)
+
+    source = build_small('vanilla/vanilla_swin-b_8xb128_in1k.py')
     state_dict = {name: torch.zeros_like(value) for name, value in source.state_dict().items()}
     table = 'backbone.stages.0.blocks.1.attn.w_msa.relative_position_bias_table'
     # Of each head: a constant; the offset in columns; the centre alone.
@@ -523,7 +528,7 @@ def test_224_px_checkpoint_starts_the_384_px_run(tmp_path, no_initialisation):
     )
     assert f'wrote {tmp_path / "window12.pth"}' in done.stdout
 
-    model = build_model(load('bake/swin-b_16xb64_in1k-384px.py'))
+    model = build_small('bake/swin-b_16xb64_in1k-384px.py')
     index = model.state_dict()[table.replace('bias_table', 'index')].clone()
     load_checkpoint(model, str(tmp_path / 'window12.pth'), map_location='cpu', strict=True)
     resized = model.state_dict()[table].reshape(23, 23, -1)

@@ -42,6 +42,7 @@ def compare_steps(
     steps: int = 30,
     warmup: int = 5,
     device: str = 'cpu',
+    clock: str = 'wall',
     amp: bool = False,
 ) -> dict:
     """Time the training step of two recipes against each other.
@@ -67,6 +68,9 @@ def compare_steps(
         steps: Timed pairs, at least 2.
         warmup: Untimed pairs before them, at least 0.
         device: ``'cpu'`` or ``'cuda'``.
+        clock: ``'wall'``, or on the CPU also ``'cpu'``: processor time of this process. That is
+            blind to what else the machine runs, and with a single thread it is the time that the
+            step would take there alone; with several it counts each thread's waiting, too.
         amp: Train both under MMEngine's ``AmpOptimWrapper``. CUDA only, as it is.
 
     Returns:
@@ -79,13 +83,15 @@ def compare_steps(
             config.
         RuntimeError: If a loss is not finite, since the time of such a step means nothing.
     """
-    _check(steps, warmup, device, amp, (batch_size, img_size, num_classes))
+    _check_sizes(steps, warmup, (batch_size, img_size, num_classes))
+    _check_device(device, clock, amp)
     settings = {
         'batch_size': batch_size or _configured_batch_size(config),
         'img_size': img_size or _configured_img_size(config),
         'num_classes': num_classes or _configured_num_classes(config),
         'steps': steps,
         'warmup': warmup,
+        'clock': clock,
         'amp': amp,
     }
     init_default_scope('mmpretrain')
@@ -94,7 +100,7 @@ def compare_steps(
     same_weights = _share_weights(*sides)
     memory = [_peak_memory(side, batch, device) for side in sides]
 
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, clock)
     for pair in range(-warmup, steps):
         for index in _order(pair):
             data = batch.fresh()
@@ -121,7 +127,7 @@ def compare_steps(
     report['distillation'] = None
     classifiers = all(isinstance(side.model, ImageClassifier) for side in sides)
     if same_weights and classifiers:
-        extra = _head_extra_ms(sides, batch, steps * HEAD_PAIRS_PER_STEP, device)
+        extra = _head_extra_ms(sides, batch, steps * HEAD_PAIRS_PER_STEP, device, clock)
         plain_ms = report['against']['step_ms']['median']
         report['distillation'] = {
             'extra_ms': extra,
@@ -207,8 +213,10 @@ def to_markdown(report: dict) -> str:
         )
     versions = ', '.join(f'{package} {v}' for package, v in machine['versions'].items())
     precision = ', automatic mixed precision' if settings['amp'] else ''
+    clock = 'Processor time' if settings['clock'] == 'cpu' else 'Wall time'
     lines += [
-        f'- {machine["device"]}, CPU threads: {machine["threads"]}{precision}; {versions}.',
+        f'- {clock} on {machine["device"]}, CPU threads: {machine["threads"]}{precision}; '
+        f'{versions}.',
         f'- `{report["command"]}`',
         '',
     ]
@@ -287,8 +295,9 @@ class Side:
 class Stopwatch:
     """Times calls without making the host wait for the device between them."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, clock: str):
         self.cuda = device == 'cuda'
+        self.clock = clock
         self.spans = ([], [])
 
     def time(self, index: int, call: Callable[[], None], keep: bool = True) -> None:
@@ -307,6 +316,8 @@ class Stopwatch:
         return tuple([(end - start) * 1000 for start, end in side] for side in self.spans)
 
     def _now(self):
+        if self.clock == 'cpu':
+            return time.process_time()
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -314,7 +325,9 @@ class Stopwatch:
         return event
 
 
-def _head_extra_ms(sides: list[Side], batch: RandomBatch, pairs: int, device: str) -> dict:
+def _head_extra_ms(
+    sides: list[Side], batch: RandomBatch, pairs: int, device: str, clock: str
+) -> dict:
     """Time the loss of both heads on the same features: median and interval of A - B."""
     first = sides[0].model
     with torch.no_grad():
@@ -322,7 +335,7 @@ def _head_extra_ms(sides: list[Side], batch: RandomBatch, pairs: int, device: st
         feats = first.extract_feat(data['inputs'])
     feats = tuple(feat.detach().requires_grad_() for feat in feats)
     cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device=device)
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, clock)
     warmup = pairs // 10
     for pair in range(-warmup, pairs):
         for index in _order(pair):
@@ -400,7 +413,7 @@ def _set_num_classes(cfg: dict, num_classes: int) -> None:
             _set_num_classes(value, num_classes)
 
 
-def _check(steps: int, warmup: int, device: str, amp: bool, sizes: tuple[int | None, ...]) -> None:
+def _check_sizes(steps: int, warmup: int, sizes: tuple[int | None, ...]) -> None:
     if any(size is not None and size < 1 for size in sizes):
         raise ValueError(
             f'batch size, image size and number of classes must be positive, got {sizes}.'
@@ -409,11 +422,18 @@ def _check(steps: int, warmup: int, device: str, amp: bool, sizes: tuple[int | N
         raise ValueError(
             f'steps must be at least 2 and warmup at least 0, got {steps} and {warmup}.'
         )
+
+
+def _check_device(device: str, clock: str, amp: bool) -> None:
     if device not in ('cpu', 'cuda'):
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}.")
+    if clock not in ('wall', 'cpu'):
+        raise ValueError(f"clock must be 'wall' or 'cpu', got {clock!r}.")
+    if device == 'cuda' and clock == 'cpu':
+        raise ValueError("clock 'cpu' cannot time a GPU. Take 'wall', which reads its events.")
     if device == 'cuda' and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no GPU here. Take 'cpu'.")
-    if amp and device != 'cuda':
+    if device == 'cpu' and amp:
         raise ValueError("amp needs device 'cuda': MMEngine's AmpOptimWrapper runs on no CPU.")
 
 

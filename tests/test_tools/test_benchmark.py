@@ -83,6 +83,7 @@ def test_the_tool_writes_consistent_numbers(tmp_path):
         'num_classes': 5,
         'steps': 3,
         'warmup': 1,
+        'clock': 'wall',
         'amp': False,
     }
     assert report['machine']['threads'] == 1
@@ -116,6 +117,7 @@ def test_the_tool_writes_consistent_numbers(tmp_path):
     assert table in run.stdout
     assert '| bake_tiny |' in table
     assert 'not measured on CPU' in table
+    assert '- Wall time on ' in table
     assert f'median {100 * (ratio["median"] - 1):+.2f} %, 95 % interval' in table
     assert f'{extra["median"]:+.3f} ms' in table
     assert '--steps 3 --warmup 1 --threads 1 --batch-size 6' in table
@@ -178,8 +180,8 @@ def test_times_of_a_slowing_clock_become_exact_figures(monkeypatch):
 
     monkeypatch.setattr(benchmark.Side, 'step', step)
     monkeypatch.setattr(benchmark.Side, 'head_step', head_step)
-    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: clock[0])
-    report = compare(tiny_config(), steps=3, warmup=1)
+    monkeypatch.setattr(benchmark.time, 'process_time', lambda: clock[0])
+    report = compare(tiny_config(), steps=3, warmup=1, clock='cpu')
 
     # The warm-up pair ran at full speed.
     assert report['config']['step_ms']['all'] == [6000.0, 12000.0, 24000.0]
@@ -194,6 +196,7 @@ def test_times_of_a_slowing_clock_become_exact_figures(monkeypatch):
     table = benchmark.to_markdown({**report, 'command': 'python x'})
     assert '| 12000.0 (9000.0 to 18000.0) | 0.3 |' in table
     assert 'median +50.00 %, 95 % interval +50.00 % to +50.00 %' in table
+    assert '- Processor time on ' in table
     assert '+250.000 ms (95 % interval +250.000 to +250.000 ms), that is **+3.12 %**' in table
 
 
@@ -262,13 +265,28 @@ def test_bootstrap_interval_follows_the_binomial_law():
 
 
 def test_stopwatch_keeps_what_it_is_told_to_keep():
-    watch = benchmark.Stopwatch('cpu')
+    watch = benchmark.Stopwatch('cpu', 'wall')
     calls = []
     watch.time(0, lambda: calls.append('a'), keep=False)
     watch.time(0, lambda: calls.append('b'))
     watch.time(1, lambda: calls.append('c'))
     assert calls == ['a', 'b', 'c']
     assert [len(side) for side in watch.milliseconds()] == [1, 1]
+
+
+def test_processor_time_is_blind_to_waiting(monkeypatch):
+    wall, busy = [0.0], [0.0]
+
+    def wait_nine_work_one():
+        wall[0] += 10
+        busy[0] += 1
+
+    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: wall[0])
+    monkeypatch.setattr(benchmark.time, 'process_time', lambda: busy[0])
+    for clock, expected in (('wall', 10000.0), ('cpu', 1000.0)):
+        watch = benchmark.Stopwatch('cpu', clock)
+        watch.time(1, wait_nine_work_one)
+        assert watch.milliseconds() == ([], [expected])
 
 
 def test_a_loss_that_is_not_finite_is_refused():
@@ -284,6 +302,8 @@ def test_a_loss_that_is_not_finite_is_refused():
         ({'steps': 1}, 'steps must be at least 2'),
         ({'warmup': -1}, 'warmup at least 0, got 2 and -1'),
         ({'device': 'tpu'}, "device must be 'cpu' or 'cuda', got 'tpu'"),
+        ({'clock': 'sun'}, "clock must be 'wall' or 'cpu', got 'sun'"),
+        ({'device': 'cuda', 'clock': 'cpu'}, "clock 'cpu' cannot time a GPU"),
         ({'amp': True}, "amp needs device 'cuda'"),
         ({'batch_size': 0}, 'must be positive'),
     ],

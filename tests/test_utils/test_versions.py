@@ -40,6 +40,7 @@ def without(found, *names):
     [
         FORKS,
         without(FORKS, 'setuptools'),
+        {**FORKS, 'onedl-mmcv': '2.3.7rc1'},
         ORIGINALS,
         {**ORIGINALS, 'setuptools': '81.0.0', 'torch': '2.5.1'},
         {**without(ORIGINALS, 'mmcv-lite'), 'mmcv': '2.1.0'},

@@ -26,6 +26,9 @@ def parse_args():
     parser.add_argument('--steps', type=int, default=30, help='timed pairs (30)')
     parser.add_argument('--warmup', type=int, default=5, help='untimed pairs before (5)')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument(
+        '--clock', choices=['wall', 'cpu'], default='wall', help='cpu: blind to other programs'
+    )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (CUDA)')
     parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
     parser.add_argument('--json', metavar='OUT', help='write every number to this file')
@@ -51,6 +54,7 @@ def main():
         steps=args.steps,
         warmup=args.warmup,
         device=args.device,
+        clock=args.clock,
         amp=args.amp,
     )
     report['command'] = shlex.join(['python', *sys.argv])

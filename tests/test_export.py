@@ -1,0 +1,131 @@
+"""Export: the same network, without a word of distillation, or nothing at all."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from kd_mm import export
+from kd_mm.export import export_student, plain_cfg, plain_model_cfg
+
+
+def config(head=None, **kwargs):
+    return Config(
+        {
+            'default_scope': 'mmpretrain',
+            'custom_imports': {'imports': ['kd_mm'], 'allow_failed_imports': False},
+            'data_preprocessor': {'mean': [0.0], 'std': [1.0], 'to_rgb': False},
+            'model': {
+                'type': 'ImageClassifier',
+                'backbone': {'type': 'LeNet5'},
+                'neck': {'type': 'GlobalAveragePooling'},
+                'head': {
+                    'type': 'kd_mm.BAKEHead',
+                    'num_classes': 3,
+                    'in_channels': 120,
+                    'omega': 0.9,
+                    **(head or {}),
+                },
+            },
+            'train_dataloader': {
+                'batch_size': 4,
+                'sampler': {'type': 'kd_mm.ClassInstanceSampler', 'num_instances': 2},
+            },
+            'test_dataloader': {'dataset': {'pipeline': [{'type': 'Resize', 'scale': (32, 32)}]}},
+            'custom_hooks': [{'type': 'kd_mm.ExportHook'}, {'type': 'EMAHook', 'momentum': 0.1}],
+            'work_dir': 'w',
+            'load_from': 'a.pth',
+            'resume': True,
+            'launcher': 'pytorch',
+            **kwargs,
+        }
+    )
+
+
+def weights(cfg):
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model).state_dict()
+
+
+def test_plain_config_has_no_word_of_kd_mm():
+    cfg = config()
+    before = cfg.to_dict()
+    plain = plain_cfg(cfg)
+    assert cfg.to_dict() == before
+    assert 'kd_mm' not in plain.pretty_text
+    assert plain.model.head == {'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 120}
+    assert plain.train_dataloader.sampler == {'type': 'DefaultSampler', 'shuffle': True}
+    assert plain.custom_hooks == [{'type': 'EMAHook', 'momentum': 0.1}]
+    assert (plain.launcher, plain.load_from, plain.resume) == ('none', None, False)
+    assert 'work_dir' not in plain
+    assert 'custom_imports' not in plain
+
+
+def test_imports_of_others_and_of_backbones_of_ours_stay():
+    cfg = config()
+    cfg.custom_imports.imports = ['kd_mm', 'another']
+    assert plain_cfg(cfg).custom_imports.imports == ['another']
+    cfg.model.backbone.type = 'kd_mm.CIFARResNet'
+    assert plain_cfg(cfg).custom_imports.imports == ['kd_mm', 'another']
+
+
+@pytest.mark.parametrize(
+    ('ours', 'plain'),
+    [
+        ('BAKEHead', 'LinearClsHead'),
+        ('BAKEStackedLinearClsHead', 'StackedLinearClsHead'),
+        ('BAKEVisionTransformerClsHead', 'VisionTransformerClsHead'),
+        ('BAKEVigClsHead', 'VigClsHead'),
+        ('BAKEEfficientFormerClsHead', 'EfficientFormerClsHead'),
+        ('BAKELeViTClsHead', 'LeViTClsHead'),
+    ],
+)
+def test_each_head_becomes_mmpretrains(ours, plain):
+    nested = {'a': [{'type': f'kd_mm.{ours}', 'gather': 'local', 'topk': (1, 5)}]}
+    assert plain_model_cfg(nested) == {'a': [{'type': plain, 'topk': (1, 5)}]}
+
+
+def test_writes_weights_that_load_without_trust_and_answer_alike(tmp_path):
+    cfg = config()
+    state = weights(cfg)
+    done = export_student(cfg, state, tmp_path, {'dataset_meta': {'classes': ('a', 'b', 'c')}})
+    assert done.difference == 0
+    saved = torch.load(done.weights, weights_only=True)
+    assert saved['meta']['dataset_meta']['classes'] == ('a', 'b', 'c')
+    model = MODELS.build(Config.fromfile(done.config).model)
+    model.load_state_dict(saved['state_dict'])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.py', 'model.pth']
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: {f'module.{k}': v for k, v in s.items()}, 'none of the .* names'),
+        (lambda s: {k: v for k, v in s.items() if 'head' not in k}, r'Missing key.*head\.fc'),
+        (lambda s: s | {'decoder.weight': torch.ones(1)}, r'Unexpected key.*decoder\.weight'),
+    ],
+)
+def test_weights_that_do_not_fit_write_nothing(tmp_path, change, message):
+    cfg = config()
+    with pytest.raises(ValueError, match=f'(?s){message}'):
+        export_student(cfg, change(weights(cfg)), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_network_that_answers_otherwise_writes_nothing(tmp_path, monkeypatch):
+    cfg = config()
+    state = weights(cfg)
+
+    loaded = []
+
+    def load_and_spoil_the_second(model, state_dict):
+        model.load_state_dict(state_dict)
+        loaded.append(model)
+        if len(loaded) == 2:
+            model.head.fc.bias.data.add_(1e-3)
+
+    monkeypatch.setattr(export, '_load', load_and_spoil_the_second)
+    with pytest.raises(ValueError, match='nothing was written'):
+        export_student(cfg, state, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
