@@ -1,5 +1,5 @@
-"""Model components of kd_mm: losses, heads and the backbones that mmpretrain lacks."""
+"""Model components of kd_mm: losses, heads, algorithms and the backbones that mmpretrain lacks."""
 
-from . import backbones, heads, losses
+from . import algorithms, backbones, heads, losses
 
-__all__ = ['backbones', 'heads', 'losses']
+__all__ = ['algorithms', 'backbones', 'heads', 'losses']

@@ -17,11 +17,15 @@ FIRST, SECOND = [2, 0, 1, 1, 2], [0, 0, 1]
 class Told(BaseDataset):
     """A data set that keeps its labels elsewhere and answers get_cat_ids alone."""
 
+    def __init__(self, answers):
+        self.answers = answers
+        super().__init__(serialize_data=False)
+
     def load_data_list(self):
-        return [{'name': 'x'}] * 3
+        return [{'name': 'x'} for _ in self.answers]
 
     def get_cat_ids(self, idx):
-        return [[7], [5], [6]][idx]
+        return self.answers[idx]
 
 
 class Remapped(Labelled):
@@ -45,6 +49,19 @@ def test_stored_labels(serialize_data, monkeypatch):
     assert found.dtype == np.intp
 
 
+@pytest.mark.parametrize('serialize_data', [True, False])
+def test_stored_labels_are_read_past_get_data_info(serialize_data, monkeypatch):
+    """It copies or unpickles an annotation a call, and would take most of the time."""
+    data = Labelled(FIRST, serialize_data=serialize_data)
+    calls = []
+    slow = BaseDataset.get_data_info
+    monkeypatch.setattr(
+        BaseDataset, 'get_data_info', lambda self, i: calls.append(i) or slow(self, i)
+    )
+    assert get_labels(data).tolist() == FIRST
+    assert calls == [0]
+
+
 def test_a_subset_of_serialised_data():
     data = Labelled(FIRST, serialize_data=True).get_subset([4, 2, 0])
     assert get_labels(data).tolist() == [2, 1, 2]
@@ -60,7 +77,7 @@ def test_integers_of_any_kind(kind):
 
 
 def test_a_data_set_that_only_answers_get_cat_ids():
-    assert get_labels(Told()).tolist() == [7, 5, 6]
+    assert get_labels(Told([[7], [5], [6]])).tolist() == [7, 5, 6]
 
 
 def test_labels_changed_on_the_way_out_are_believed():
@@ -134,6 +151,12 @@ def test_something_that_is_no_data_set_of_ours():
 def test_several_labels(several):
     with pytest.raises(ValueError, match='exactly one label, but item 1 of Labelled has'):
         get_labels(Labelled([0, several]))
+
+
+@pytest.mark.parametrize('several', [[0, 1], []])
+def test_several_labels_of_get_cat_ids(several):
+    with pytest.raises(ValueError, match='exactly one label, but item 1 of Told has'):
+        get_labels(Told([[4], several]))
 
 
 @pytest.mark.parametrize('value', [1.0, 'cat', None])

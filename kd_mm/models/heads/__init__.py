@@ -9,6 +9,7 @@ from .bake_head import (
     BAKEVigClsHead,
     BAKEVisionTransformerClsHead,
 )
+from .scored_head import ScoredHead, losses_and_score
 
 __all__ = [
     'BAKEEfficientFormerClsHead',
@@ -18,4 +19,6 @@ __all__ = [
     'BAKEStackedLinearClsHead',
     'BAKEVigClsHead',
     'BAKEVisionTransformerClsHead',
+    'ScoredHead',
+    'losses_and_score',
 ]

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 
 from mmpretrain.models.heads import (
-    ClsHead,
     EfficientFormerClsHead,
     LeViTClsHead,
     LinearClsHead,
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 from kd_mm.models.losses import BAKELoss, BatchGatherer
 from kd_mm.registry import MODELS
 
+from .scored_head import ScoredHead
 
-class BAKEMixin(ClsHead):
+
+class BAKEMixin(ScoredHead):
     """Batch knowledge ensembling for a head with one embedding and one classifier per image.
 
     Source: Ge et al., "Self-distillation with Batch Knowledge Ensembling Improves ImageNet
@@ -58,8 +59,10 @@ class BAKEMixin(ClsHead):
     def classifier(self) -> nn.Module:
         """The last layer, which maps embeddings (N, D) to logits (N, K)."""
 
-    def loss(self, feats: tuple[Tensor], data_samples: list[DataSample], **kwargs) -> dict:
-        """Return the recipe's own losses and ``loss_bake``.
+    def losses_and_score(
+        self, feats: tuple[Tensor], data_samples: list[DataSample], **kwargs
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the recipe's own losses with ``loss_bake``, and the logits.
 
         Ranks with unequal batches weigh in by their number of images under
         ``gather='global'``, so that any number of ranks equals one process on the concatenated
@@ -71,7 +74,8 @@ class BAKEMixin(ClsHead):
             **kwargs: Arguments of the classification loss.
 
         Returns:
-            dict[str, Tensor]: ``loss`` and ``loss_bake``, scalars, and what else the head logs.
+            tuple: ``loss`` and ``loss_bake``, scalars, and what else the head logs, by name; and
+            the logits (n, K) that they were computed from.
         """
         embedding = self.pre_logits(feats)
         cls_score = self.classifier(embedding)
@@ -79,7 +83,7 @@ class BAKEMixin(ClsHead):
         batch = self.gather(embedding, cls_score)
         losses['loss'] = losses['loss'] * batch.share
         losses['loss_bake'] = self.bake_loss(cls_score, batch) * batch.share
-        return losses
+        return losses, cls_score
 
 
 def _refuse_token_distillation(head: str, distillation: bool) -> None:

@@ -1,0 +1,278 @@
+"""A cohort: named classifiers that train together."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.model import BaseModel, ModuleDict
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from kd_mm.models.heads import losses_and_score
+from kd_mm.models.heads.scored_head import check_scored
+from kd_mm.utils.checkpoint import check_keys, load_checkpoint
+
+WARNING = 30
+VIEWS = ('shared', 'per_student')
+
+
+def student_cfg(cfg: Mapping) -> ConfigDict:
+    """Return the config of one student's classifier.
+
+    Args:
+        cfg: A whole classifier config, or ``cfg_path``, the path of a recipe
+            (``mmpretrain::resnet/resnet50_8xb32_in1k.py``) whose model is taken, with settings
+            that change it. Left as it is.
+
+    Returns:
+        A classifier config.
+
+    Examples:
+        >>> student_cfg({'type': 'ImageClassifier', 'head': {'topk': (1, 5)}})['head']
+        {'topk': (1, 5)}
+    """
+    cfg = ConfigDict(cfg)
+    path = cfg.pop('cfg_path', None)
+    if path is None:
+        return cfg
+    if '::' in path:
+        from mmengine.hub import get_config
+
+        model = get_config(path).model
+    else:
+        model = Config.fromfile(path).model
+    base = Config({'model': model})
+    base.merge_from_dict({'model': cfg.to_dict()})
+    return base.model
+
+
+class BaseCohort(BaseModel):
+    """Named classifiers of mmpretrain that see one batch and learn from each other.
+
+    One forward pass, one sum of losses: any optimizer wrapper and the stock distributed wrapper
+    take it. A subclass says what the students owe each other, in :meth:`distillation_losses`.
+
+    Args:
+        students (dict[str, dict]): Classifier configs by name; see :func:`student_cfg`. Names
+            appear in logs, metrics and the state_dict (``students.<name>.``). A student's own
+            ``init_cfg`` may load its own plain checkpoint.
+        deploy (str, optional): The student that ``predict`` answers with. By default the first.
+        views (str): ``'shared'``: all students see the same images (N, C, H, W);
+            ``'per_student'``: the pipeline ends in mmpretrain's ``MultiView`` with one view per
+            student, in the order of ``students``. Defaults to ``'shared'``.
+        train_cfg (dict, optional): Batch augmentations, as of mmpretrain's ``ImageClassifier``.
+        data_preprocessor (dict, optional): Config of the preprocessor; its type defaults to
+            ``kd_mm.CohortDataPreprocessor``.
+        init_cfg (dict, optional): Initialisation of the whole cohort.
+
+    Raises:
+        ValueError: If there is no student, a name holds a dot, ``deploy`` names nobody, ``views``
+            is unknown, students differ in their number of classes, or a student brings batch
+            augmentations of its own.
+        TypeError: If a student's head has no logits to distil from.
+    """
+
+    def __init__(
+        self,
+        students: Mapping[str, dict],
+        deploy: str | None = None,
+        views: str = 'shared',
+        train_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        preprocessor = {'type': 'kd_mm.CohortDataPreprocessor', **(data_preprocessor or {})}
+        if train_cfg:
+            preprocessor.setdefault('batch_augments', train_cfg)
+        super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
+        if not students:
+            raise ValueError('a cohort must have a student, but students is empty')
+        if views not in VIEWS:
+            raise ValueError(f'views must be one of {", ".join(VIEWS)}, but got {views!r}')
+        for name in students:
+            if '.' in name or not name:
+                raise ValueError(
+                    f'the name of a student must be a word without dots, but got {name!r}; it is '
+                    'part of keys that dots separate'
+                )
+        self.deploy = next(iter(students)) if deploy is None else deploy
+        if self.deploy not in students:
+            raise ValueError(
+                f'deploy must name one of the students {", ".join(students)}, but got {deploy!r}'
+            )
+        self.views = views
+        self.students = ModuleDict(  # MMEngine's, which initialises what it holds
+            {name: self._build_student(name, cfg) for name, cfg in students.items()}
+        )
+        self._check_classes()
+
+    @staticmethod
+    def _build_student(name: str, cfg: Mapping) -> nn.Module:
+        """Build one student, whose preprocessor stays unused."""
+        cfg = student_cfg(cfg)
+        if cfg.get('train_cfg'):
+            raise ValueError(
+                'batch augmentations must be the same for all students, but '
+                f'students.{name}.train_cfg is {dict(cfg.train_cfg)}; set it to None and give '
+                'model.train_cfg'
+            )
+        student = ROOT_MODELS.build(cfg)
+        check_scored(student.head, name)
+        return student
+
+    def _check_classes(self) -> None:
+        """Raise ValueError if the students differ in their number of classes."""
+        counts = {n: getattr(s.head, 'num_classes', None) for n, s in self.students.items()}
+        if len(set(counts.values()) - {None}) > 1:
+            listed = ', '.join(f'{name}: {count}' for name, count in counts.items())
+            raise ValueError(
+                f'students must have the same number of classes, but got {listed}; set '
+                'model.students.<name>.head.num_classes'
+            )
+
+    def init_weights(self) -> None:
+        """Initialise the students; refuse a checkpoint that fits nothing, warn of equal starts."""
+        for name, student in self.students.items():
+            init_cfg = student.init_cfg or {}
+            if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
+                path = init_cfg['checkpoint']
+                if '://' not in path:
+                    prefix = init_cfg.get('prefix', '')
+                    found = load_checkpoint(path)['state_dict']
+                    found = [key.removeprefix(f'{prefix}.') for key in found]
+                    check_keys(found, student.state_dict(), f'{path} of student {name}')
+        super().init_weights()
+        for (first, a), (second, b) in combinations(self.students.items(), 2):
+            if _equal(a, b):
+                print_log(
+                    f'students {first} and {second} start with identical weights and will stay '
+                    'alike; give them different init_cfg or leave it to chance',
+                    logger='current',
+                    level=WARNING,
+                )
+
+    def forward(
+        self,
+        inputs: Tensor | list[Tensor],
+        data_samples: list[DataSample] | None = None,
+        mode: str = 'tensor',
+    ) -> Tensor | list[DataSample] | dict[str, Tensor]:
+        """Run the cohort.
+
+        Args:
+            inputs: Images (N, C, H, W), or, for ``mode='loss'`` and views per student, a list of
+                such views.
+            data_samples: Labels of the N images.
+            mode: ``'tensor'``: logits of the deployed student; ``'predict'``: its predictions,
+                beside every student's scores; ``'loss'``: losses by name.
+
+        Returns:
+            What ``mode`` asks for.
+        """
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
+        if mode == 'tensor':
+            return self.students[self.deploy](inputs, mode='tensor')
+        raise RuntimeError(f'Invalid mode "{mode}".')
+
+    def loss(
+        self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]
+    ) -> dict[str, Tensor]:
+        """Return each student's own losses and what the students owe each other.
+
+        Args:
+            inputs: Images (N, C, H, W), or one such view per student.
+            data_samples: Labels of the N images, hard or mixed.
+
+        Returns:
+            dict[str, Tensor]: ``<name>/<loss>`` by student.
+        """
+        logits, losses = {}, {}
+        for (name, student), view in zip(self.students.items(), self._views(inputs), strict=True):
+            feats = student.extract_feat(view)
+            own, logits[name] = losses_and_score(student.head, feats, data_samples)
+            losses.update({f'{name}/{key}': value for key, value in own.items()})
+        return losses | self.distillation_losses(logits, data_samples)
+
+    def _views(self, inputs: Tensor | list[Tensor]) -> list[Tensor]:
+        """Return what each student sees."""
+        num_students = len(self.students)
+        given = len(inputs) if isinstance(inputs, (list, tuple)) else None
+        if self.views == 'shared' and given is None:
+            return [inputs] * num_students
+        if self.views == 'per_student' and given == num_students:
+            return list(inputs)
+        wanted = f'{num_students} views' if self.views == 'per_student' else 'one image'
+        raise ValueError(
+            f'views={self.views!r} with {num_students} students needs {wanted} per sample, but '
+            f'the pipeline gives {"one image" if given is None else f"{given} views"}; '
+            f"use dict(type='MultiView', num_views={num_students}, transforms=[...]) for views "
+            "per student, and none for views='shared'"
+        )
+
+    @abstractmethod
+    def distillation_losses(
+        self, logits: dict[str, Tensor], data_samples: list[DataSample]
+    ) -> dict[str, Tensor]:
+        """Return the losses between students.
+
+        Args:
+            logits: Each student's logits (N, K), with gradient.
+            data_samples: Labels of the N images.
+
+        Returns:
+            dict[str, Tensor]: Scalars named ``<name>/loss_<method>``.
+        """
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[DataSample] | None = None
+    ) -> list[DataSample]:
+        """Return the deployed student's predictions, beside the scores of all.
+
+        Args:
+            inputs: Images (N, C, H, W).
+            data_samples: Samples to write into.
+
+        Returns:
+            Samples with ``pred_score`` and ``pred_label`` of the deployed student, and
+            ``student_scores``, each student's class probabilities (K,) by name.
+        """
+        scores = {
+            name: student(inputs, mode='tensor').softmax(dim=1)
+            for name, student in self.students.items()
+        }
+        deployed = scores[self.deploy]
+        labels = deployed.argmax(dim=1, keepdim=True)
+        samples = data_samples or [DataSample() for _ in deployed]
+        for index, sample in enumerate(samples):
+            sample.set_pred_score(deployed[index]).set_pred_label(labels[index])
+            sample.set_field({n: score[index] for n, score in scores.items()}, 'student_scores')
+        return samples
+
+
+def labels_of(data_samples: list[DataSample]) -> Tensor:
+    """Return what the classification losses see: mixed scores (N, K), or classes (N,).
+
+    Args:
+        data_samples: Samples of a batch.
+
+    Returns:
+        Labels of the batch.
+    """
+    if 'gt_score' in data_samples[0]:
+        return torch.stack([sample.gt_score for sample in data_samples])
+    return torch.cat([sample.gt_label for sample in data_samples])
+
+
+def _equal(first: nn.Module, second: nn.Module) -> bool:
+    """Tell whether two networks have the same parameters, name by name."""
+    a, b = dict(first.named_parameters()), dict(second.named_parameters())
+    return a.keys() == b.keys() and all(
+        a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a
+    )

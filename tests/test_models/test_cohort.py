@@ -1,0 +1,257 @@
+"""What every cohort does, shown on deep mutual learning, its simplest method."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.structures import DataSample
+
+from kd_mm.models.algorithms import CohortDataPreprocessor, base
+from kd_mm.models.algorithms.base import student_cfg
+from kd_mm.registry import MODELS
+from tests.references import batch_ensemble as reference
+
+NUM_CLASSES = 5
+
+
+def student(backbone='LeNet5', in_channels=120, head='LinearClsHead', **kwargs):
+    cfg = {
+        'type': 'mmpretrain.ImageClassifier',
+        'backbone': {'type': f'mmpretrain.{backbone}'},
+        'neck': {'type': 'mmpretrain.GlobalAveragePooling'},
+        'head': {'type': head, 'num_classes': NUM_CLASSES, 'in_channels': in_channels},
+        **kwargs,
+    }
+    cfg['head']['type'] = head if '.' in head else f'mmpretrain.{head}'
+    return cfg
+
+
+def build(students=None, type='kd_mm.DML', seed=0, **kwargs):
+    init_default_scope('mmpretrain')
+    torch.manual_seed(seed)
+    students = students or {'a': student(), 'b': student()}
+    model = MODELS.build({'type': type, 'students': students, **kwargs})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def batch(num_images=4, soft=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(num_images, 1, 32, 32, generator=generator)
+    labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
+    samples = [DataSample().set_gt_label(label) for label in labels]
+    if soft:
+        scores = torch.rand(num_images, NUM_CLASSES, generator=generator)
+        samples = [
+            s.set_gt_score(score / score.sum()) for s, score in zip(samples, scores, strict=True)
+        ]
+    return images, samples
+
+
+@pytest.mark.parametrize('soft', [False, True], ids=['hard labels', 'mixed labels'])
+def test_each_student_keeps_the_losses_of_its_own_head(soft):
+    model = build({'a': student(), 'b': student(head='kd_mm.BAKEHead')})
+    images, samples = batch(soft=soft)
+    losses = model(images, samples, mode='loss')
+    assert set(losses) == {'a/loss', 'b/loss', 'b/loss_bake', 'a/loss_dml', 'b/loss_dml'}
+    for name in 'ab':
+        alone = model.students[name](images, samples, mode='loss')
+        for key, value in alone.items():
+            torch.testing.assert_close(losses[f'{name}/{key}'], value)
+
+
+@pytest.mark.parametrize(('temperature', 'loss_weight'), [(1.0, 1.0), (3.0, 0.5)])
+def test_dml_equals_the_papers_sum(temperature, loss_weight):
+    names = ['a', 'b', 'c']
+    model = build({n: student() for n in names}, temperature=temperature, loss_weight=loss_weight)
+    images, samples = batch()
+    losses = model(images, samples, mode='loss')
+    logits = {n: model.students[n](images).detach().double().numpy() for n in names}
+    for name in names:
+        terms = []
+        for other in set(names) - {name}:
+            target = np.stack([reference.softmax(row / temperature) for row in logits[other]])
+            terms.append(reference.soft_target_kl(logits[name], target, temperature).mean())
+        np.testing.assert_allclose(
+            losses[f'{name}/loss_dml'].item(), loss_weight * sum(terms) / 2, rtol=1e-4
+        )
+
+
+def test_targets_carry_no_gradient():
+    model = build()
+    images, samples = batch()
+    model(images, samples, mode='loss')['a/loss_dml'].backward()
+    assert all(p.grad is None for p in model.students['b'].parameters())
+    assert all(p.grad is not None for p in model.students['a'].parameters())
+
+
+def test_permuting_students_permutes_nothing_else():
+    model = build({'a': student(), 'b': student(), 'c': student()})
+    turned = build({'c': student(), 'a': student(), 'b': student()})
+    turned.load_state_dict(model.state_dict())
+    first, second = (m(*batch(), mode='loss') for m in (model, turned))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value)
+
+
+def test_predict_and_tensor_answer_with_the_deployed_student():
+    images, _ = batch()
+    for deploy, expected in ((None, 'a'), ('b', 'b')):
+        model = build(deploy=deploy).eval()
+        logits = {name: s(images) for name, s in model.students.items()}
+        assert torch.equal(model(images), logits[expected])
+        for i, sample in enumerate(model(images, mode='predict')):
+            assert torch.equal(sample.pred_score, logits[expected].softmax(1)[i])
+            assert sample.pred_label == logits[expected][i].argmax()
+            for name in 'ab':
+                assert torch.equal(sample.student_scores[name], logits[name].softmax(1)[i])
+
+
+def test_views_reach_the_students_in_their_order():
+    model = build(views='per_student')
+    images, samples = batch()
+    other = batch(seed=1)[0]
+    losses = model([images, other], samples, mode='loss')
+    torch.testing.assert_close(
+        losses['a/loss'], model.students['a'](images, samples, mode='loss')['loss']
+    )
+    torch.testing.assert_close(
+        losses['b/loss'], model.students['b'](other, samples, mode='loss')['loss']
+    )
+
+
+@pytest.mark.parametrize(
+    ('views', 'count', 'message'),
+    [
+        ('per_student', None, 'needs 2 views per sample, but the pipeline gives one image'),
+        ('per_student', 1, 'gives 1 views'),
+        ('per_student', 3, 'gives 3 views'),
+        ('shared', 2, 'needs one image per sample, but the pipeline gives 2 views'),
+    ],
+)
+def test_wrong_number_of_views(views, count, message):
+    images, samples = batch()
+    with pytest.raises(ValueError, match=message):
+        build(views=views)(images if count is None else [images] * count, samples, mode='loss')
+
+
+def test_preprocessor_normalises_each_view_and_mixes_all_alike():
+    augments = {'augments': [{'type': 'Mixup', 'alpha': 0.8}], 'probs': None}
+    preprocess = CohortDataPreprocessor(
+        mean=[1.0, 2.0, 3.0], std=[2.0] * 3, to_rgb=True, num_classes=5, batch_augments=augments
+    )
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.rand(6, 3, 4, 4, generator=generator) for _ in range(2)]
+    samples = [DataSample().set_gt_label(i % 5) for i in range(6)]
+    data = {'inputs': views, 'data_samples': samples}
+    plain = preprocess(data, training=False)
+    for view, out in zip(views, plain['inputs'], strict=True):
+        expected = (view.flip(1) - torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)) / 2
+        torch.testing.assert_close(out, expected)
+    mixed = preprocess(data, training=True)
+    scores = torch.stack([sample.gt_score for sample in mixed['data_samples']])
+    # The share of each image in each mixed one, read off the labels, explains both views.
+    labels = torch.eye(5)[[i % 5 for i in range(6)]]
+    for before, after in zip(plain['inputs'], mixed['inputs'], strict=True):
+        for i in range(6):
+            errors = [
+                ((s * before[i] + (1 - s) * before[j]) - after[i]).abs().max()
+                + ((s * labels[i] + (1 - s) * labels[j]) - scores[i]).abs().max()
+                for j in range(6)
+                for s in scores.unique()
+            ]
+            assert min(errors) < 1e-5
+    assert not torch.equal(mixed['inputs'][0], plain['inputs'][0])
+
+
+def test_single_images_go_through_mmpretrains_own_preprocessor():
+    preprocess = CohortDataPreprocessor(mean=[1.0], std=[2.0])
+    out = preprocess({'inputs': torch.ones(2, 1, 4, 4), 'data_samples': None})
+    assert out['inputs'].abs().max() == 0
+
+
+def test_students_by_path_and_overrides_of_one_alone(tmp_path):
+    path = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
+    cfg = {'cfg_path': path, 'head': {'num_classes': 7}}
+    model = student_cfg(cfg)
+    assert model.backbone.type == 'ResNet_CIFAR'
+    assert (model.head.num_classes, model.head.in_channels) == (7, 512)
+    assert cfg == {'cfg_path': path, 'head': {'num_classes': 7}}  # left as it was
+    Config({'model': student()}).dump(tmp_path / 'one.py')
+    assert student_cfg({'cfg_path': str(tmp_path / 'one.py')}).backbone.type.endswith('LeNet5')
+
+
+def test_a_student_starts_from_its_own_plain_checkpoint(tmp_path):
+    source = build().students['a']
+    torch.save({'state_dict': source.state_dict()}, tmp_path / 'a.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'a.pth')}
+    model = build({'a': student(), 'b': student(init_cfg=init_cfg)}, seed=1)
+    model.init_weights()
+    for name, weight in source.state_dict().items():
+        assert torch.equal(model.students['b'].state_dict()[name], weight)
+    torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'a.pth')
+    model = build({'a': student(), 'b': student(init_cfg=init_cfg)}, seed=1)
+    with pytest.raises(ValueError, match=r'a\.pth of student b'):
+        model.init_weights()
+
+
+def test_students_that_start_alike_draw_a_warning(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(base, 'print_log', lambda message, **_: said.append(message))
+    build().init_weights()
+    assert said == []
+    torch.save(build().students['a'].state_dict(), tmp_path / 'a.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'a.pth')}
+    build({name: student(init_cfg=init_cfg) for name in 'abc'}).init_weights()
+    pairs = ['a and b', 'a and c', 'b and c']
+    assert [message.split('students ')[1].split(' start')[0] for message in said] == pairs
+
+
+def test_the_initialisation_of_each_student_is_run():
+    """A default of mmpretrain's LinearClsHead: weights of 0.01 standard deviation."""
+    model = build()
+    model.init_weights()
+    for name in 'ab':
+        assert 0.005 < model.students[name].head.fc.weight.std() < 0.015
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'message'),
+    [
+        ({'students': {'a': student()}}, ValueError, 'at least two students, but got a'),
+        (
+            {'students': {'a.x': student(), 'b': student()}},
+            ValueError,
+            r"without dots, but got 'a\.x'",
+        ),
+        ({'deploy': 'c'}, ValueError, "deploy must name one of the students a, b, but got 'c'"),
+        ({'views': 'own'}, ValueError, "views must be one of .* but got 'own'"),
+        ({'temperature': 0.0}, ValueError, 'temperature must be positive'),
+        (
+            {
+                'students': {
+                    'a': student(),
+                    'b': {**student(), 'head': {**student()['head'], 'num_classes': 6}},
+                }
+            },
+            ValueError,
+            'same number of classes, but got a: 5, b: 6',
+        ),
+        (
+            {'students': {'a': student(), 'b': student(train_cfg={'augments': 'x'})}},
+            ValueError,
+            r'students\.b\.train_cfg',
+        ),
+        (
+            {'students': {'a': student(), 'b': student(head='ArcFaceClsHead')}},
+            TypeError,
+            'head of b .* ArcFaceClsHead has a way of its own',
+        ),
+    ],
+)
+def test_refusals_name_the_value_and_the_fix(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        build(**kwargs)
