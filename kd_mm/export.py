@@ -11,6 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from kd_mm.models.algorithms import BaseCohort
+from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.models.heads import BAKEMixin
 from kd_mm.registry import MODELS
 from kd_mm.utils.checkpoint import check_keys
@@ -82,21 +84,102 @@ def _names_ours(node: Any) -> bool:
     return isinstance(node, (list, tuple)) and any(_names_ours(value) for value in node)
 
 
-def plain_cfg(cfg: Config) -> Config:
+def student_names(cfg: Config) -> list[str]:
+    """Return the names of a cohort's students, the deployed one first; none for one network.
+
+    Args:
+        cfg: Config of a kd_mm run.
+
+    Returns:
+        Names that :func:`export_student` takes.
+    """
+    cls = MODELS.get(str(cfg.model.get('type')))
+    if cls is None or not issubclass(cls, BaseCohort):
+        return []
+    names = list(cfg.model.students)
+    deploy = cfg.model.get('deploy') or names[0]
+    return [deploy, *(name for name in names if name != deploy)]
+
+
+def _choose_student(cfg: Config, student: str | None) -> str | None:
+    """Return the student to export, or None for one network alone."""
+    names = student_names(cfg)
+    if student is not None and student not in names:
+        raise ValueError(
+            f'student must be one of {", ".join(names)}, but got {student!r}'
+            if names
+            else f'the config trains one network, so there is no student {student!r}; leave it out'
+        )
+    return student or (names[0] if names else None)
+
+
+def _plain_pipeline(pipeline: list[dict]) -> list[dict]:
+    """Return a training pipeline with one view of each image."""
+    plain = []
+    for transform in pipeline:
+        many = str(transform.get('type')).rpartition('.')[2] == 'MultiView'
+        plain.extend(transform['transforms'][0] if many else [transform])
+    return plain
+
+
+def _plain_train_dataloader(loader: dict) -> dict:
+    """Return the loader of a plain training on all images."""
+    plain = {**loader}
+    if (plain.get('sampler') or {}).get('type') == f'{PREFIX}ClassInstanceSampler':
+        plain['sampler'] = {'type': 'DefaultSampler', 'shuffle': True}
+    dataset = plain.get('dataset') or {}
+    if dataset.get('type') == f'{PREFIX}HoldOut':
+        dataset = dataset['dataset']
+    if 'pipeline' in dataset:
+        dataset = {**dataset, 'pipeline': _plain_pipeline(dataset['pipeline'])}
+    return {**plain, 'dataset': dataset}
+
+
+def _plain_evaluator(evaluator: Any) -> Any:
+    """Return mmpretrain's accuracy in place of a cohort's."""
+    if isinstance(evaluator, (list, tuple)):
+        return [_plain_evaluator(part) for part in evaluator]
+    if isinstance(evaluator, Mapping) and evaluator.get('type') == f'{PREFIX}CohortAccuracy':
+        return {**evaluator, 'type': 'Accuracy'}
+    return evaluator
+
+
+def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     """Return the config of a plain mmpretrain run of the same network on the same data.
 
     Args:
         cfg: Config of a kd_mm run, left as it is.
+        student: Name of a student of a cohort; by default the deployed one.
 
     Returns:
         A config without distillation, without our sampler and hooks, and without the paths of
         the run. It names kd_mm only where it needs a backbone or a data set that mmpretrain lacks.
+
+    Raises:
+        ValueError: If there is no such student.
     """
     plain = {key: value for key, value in cfg.to_dict().items() if not key.startswith('_')}
+    name = _choose_student(cfg, student)
+    if name is not None:
+        augments = plain['model'].get('train_cfg')
+        plain['model'] = student_cfg(plain['model']['students'][name]).to_dict()
+        if augments:
+            plain['model']['train_cfg'] = augments
+        optim_wrapper = plain.get('optim_wrapper') or {}
+        if 'parts' in optim_wrapper:
+            plain['optim_wrapper'] = {
+                key: value
+                for key, value in optim_wrapper['parts'][name].items()
+                if key != 'prefix'
+            }
+        if isinstance(plain.get('param_scheduler'), Mapping) and name in plain['param_scheduler']:
+            plain['param_scheduler'] = plain['param_scheduler'][name]
     plain['model'] = plain_model_cfg(plain['model'])
-    sampler = plain.get('train_dataloader', {}).get('sampler') or {}
-    if sampler.get('type') == 'kd_mm.ClassInstanceSampler':
-        plain['train_dataloader']['sampler'] = {'type': 'DefaultSampler', 'shuffle': True}
+    if plain.get('train_dataloader'):
+        plain['train_dataloader'] = _plain_train_dataloader(plain['train_dataloader'])
+    for key in ('val_evaluator', 'test_evaluator'):
+        if plain.get(key):
+            plain[key] = _plain_evaluator(plain[key])
     if plain.get('custom_hooks'):
         plain['custom_hooks'] = [h for h in plain['custom_hooks'] if not _names_ours(h)]
     plain.update(launcher='none', load_from=None, resume=False)
@@ -137,7 +220,11 @@ def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def export_student(
-    cfg: Config, state_dict: Mapping[str, Tensor], out_dir: str | Path, meta: dict | None = None
+    cfg: Config,
+    state_dict: Mapping[str, Tensor],
+    out_dir: str | Path,
+    meta: dict | None = None,
+    student: str | None = None,
 ) -> Export:
     """Write plain mmpretrain weights and config, after comparing their logits with the original.
 
@@ -147,21 +234,31 @@ def export_student(
         out_dir: Folder for ``model.pth`` and ``config.py``; made if missing. The two files are
             replaced if they are there.
         meta: What else the checkpoint shall tell, such as ``dataset_meta`` with the classes.
+        student: Name of a student of a cohort; by default the deployed one.
 
     Returns:
         The two paths, and the largest difference of a logit on two random images.
 
     Raises:
-        ValueError: If the weights do not fit the config, or the plain model answers differently.
-            Nothing is written then.
+        ValueError: If there is no such student, the weights do not fit the config, or the plain
+            model answers differently. Nothing is written then.
     """
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
-    plain = plain_cfg(cfg)
-    trained, student = (MODELS.build(c.model).eval() for c in (cfg, plain))
+    name = _choose_student(cfg, student)
+    plain = plain_cfg(cfg, name)
+    trained, network = (MODELS.build(c.model).eval() for c in (cfg, plain))
     _load(trained, state_dict)
-    _load(student, state_dict)
+    if name is not None:
+        prefix = f'students.{name}.'
+        trained = trained.students[name]
+        state_dict = {
+            key.removeprefix(prefix): weight
+            for key, weight in state_dict.items()
+            if key.startswith(prefix)
+        }
+    _load(network, state_dict)
     images = _random_images(cfg)
-    difference = (trained(images) - student(images)).abs().max().item()
+    difference = (trained(images) - network(images)).abs().max().item()
     if not difference <= TOLERANCE:
         raise ValueError(
             f'the plain model must answer as the trained one, up to {TOLERANCE}, but a logit '
@@ -171,7 +268,7 @@ def export_student(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     weights, config = out_dir / WEIGHTS, out_dir / CONFIG
-    torch.save({'state_dict': dict(student.state_dict()), 'meta': meta or {}}, f'{weights}.part')
+    torch.save({'state_dict': dict(network.state_dict()), 'meta': meta or {}}, f'{weights}.part')
     os.replace(f'{weights}.part', weights)
     plain.dump(config)
     return Export(weights, config, difference)

@@ -1,5 +1,5 @@
-"""Runtime components of kd_mm: hooks."""
+"""Runtime components of kd_mm: hooks and optimizers."""
 
-from . import hooks
+from . import hooks, optimizers
 
-__all__ = ['hooks']
+__all__ = ['hooks', 'optimizers']

@@ -16,6 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of the run, such as the one in its work dir')
     parser.add_argument('checkpoint', help='checkpoint of the run')
     parser.add_argument('--out', required=True, help='folder for model.pth and config.py')
+    parser.add_argument('--student', help='student of a cohort; by default the deployed one')
     return parser.parse_args()
 
 
@@ -25,7 +26,7 @@ def main() -> None:
         checkpoint = load_checkpoint(args.checkpoint)
         meta = {'dataset_meta': checkpoint.get('meta', {}).get('dataset_meta', {})}
         cfg = Config.fromfile(args.config)
-        done = export_student(cfg, checkpoint['state_dict'], args.out, meta)
+        done = export_student(cfg, checkpoint['state_dict'], args.out, meta, args.student)
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
     print(f'logits of the plain model differ by at most {done.difference:.1e}')

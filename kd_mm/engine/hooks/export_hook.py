@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from kd_mm.export import export_student
+from kd_mm.export import export_student, student_names
 from kd_mm.registry import HOOKS
 
 FOLDER = 'deploy'
@@ -27,6 +27,8 @@ class ExportHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Write ``deploy/model.pth`` and ``deploy/config.py`` into the work dir.
 
+        A cohort's students go to ``deploy/<name>/``.
+
         Args:
             runner: The runner whose training ended.
         """
@@ -34,15 +36,22 @@ class ExportHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         state_dict = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
         meta = {'dataset_meta': runner.train_loop.dataloader.dataset.metainfo}
-        done = export_student(runner.cfg, state_dict, work_dir / FOLDER, meta)
-        checkpoints = sorted(work_dir.glob('*.pth'))
-        pictures = sorted(work_dir.glob('*.png'))
-        lines = [
-            'Training is done. Written:',
-            *(f'  {path}' for path in (*checkpoints, *pictures)),
-            f'  {done.weights}, {done.config}',
+        exports = {
+            name: export_student(
+                runner.cfg, state_dict, work_dir / FOLDER / (name or ''), meta, name
+            )
+            for name in student_names(runner.cfg) or [None]
+        }
+        lines = ['Training is done. Written:']
+        lines += [f'  {path}' for path in sorted(work_dir.glob('*.pth'))]
+        lines += [f'  {path}' for path in sorted(work_dir.glob('*.png'))]
+        for done in exports.values():
+            lines.append(f'  {done.weights}, {done.config}')
+        worst = max(done.difference for done in exports.values())
+        done = next(iter(exports.values()))
+        lines += [
             '    plain mmpretrain weights and config; their logits differ from the trained '
-            f"model's by at most {done.difference:.1e}",
+            f"network's by at most {worst:.1e}",
             'Next, evaluate with mmpretrain or with our tool, or start another training from it:',
             f'  mim test mmpretrain {done.config} --checkpoint {done.weights}',
             f'  python tools/test.py {done.config} {done.weights}',

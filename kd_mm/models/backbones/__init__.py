@@ -1,6 +1,7 @@
 """Backbones that mmpretrain lacks."""
 
 from .cifar_resnet import CIFARResNet
+from .cifar_wide_resnet import CIFARWideResNet
 from .densenet_cifar import DenseNet_CIFAR
 
-__all__ = ['CIFARResNet', 'DenseNet_CIFAR']
+__all__ = ['CIFARResNet', 'CIFARWideResNet', 'DenseNet_CIFAR']
