@@ -3,5 +3,6 @@
 from .base import BaseCohort
 from .data_preprocessor import CohortDataPreprocessor
 from .dml import DML
+from .kdcl import KDCL
 
-__all__ = ['DML', 'BaseCohort', 'CohortDataPreprocessor']
+__all__ = ['DML', 'KDCL', 'BaseCohort', 'CohortDataPreprocessor']

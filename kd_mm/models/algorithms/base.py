@@ -266,7 +266,7 @@ def labels_of(data_samples: list[DataSample]) -> Tensor:
         Labels of the batch.
     """
     if 'gt_score' in data_samples[0]:
-        return torch.stack([sample.gt_score for sample in data_samples])
+        return torch.stack([sample.gt_score for sample in data_samples]).float()
     return torch.cat([sample.gt_label for sample in data_samples])
 
 

@@ -3,6 +3,7 @@
 import torch
 from mmpretrain.models.utils import ClsDataPreprocessor
 
+from kd_mm.functional.collaborative_target import check_soft_labels
 from kd_mm.registry import MODELS
 
 
@@ -33,8 +34,13 @@ class CohortDataPreprocessor(ClsDataPreprocessor):
 
         Returns:
             dict: ``inputs`` in the form they came in, and ``data_samples``.
+
+        Raises:
+            ValueError: If the data set's soft labels are no distributions.
         """
-        views = data['inputs']
+        views, given = data['inputs'], data.get('data_samples')
+        if given and 'gt_score' in given[0]:  # a data set's own, still on the CPU
+            check_soft_labels(torch.stack([sample.gt_score for sample in given]).float())
         if not (isinstance(views, (list, tuple)) and views[0].ndim == 4):
             return super().forward(data, training)
         views = [
