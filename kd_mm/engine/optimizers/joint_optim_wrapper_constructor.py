@@ -43,7 +43,8 @@ class JointOptimWrapperConstructor:
 
     A part takes the settings of its student's own recipe: its constructor sees the student alone,
     so keys of ``paramwise_cfg`` are names inside it. Each trainable parameter is in exactly one
-    part. ``param_scheduler`` is one schedule for all parts, or a dict with each part's.
+    part. ``param_scheduler`` is one schedule for all parts, or a dict with each part's; over an
+    inherited list, such a dict and ``optim_wrapper`` need ``_delete_=True``.
 
     Args:
         optim_wrapper_cfg (dict): ``parts``, and the settings of the wrapper of all: ``type``
@@ -97,7 +98,7 @@ class JointOptimWrapperConstructor:
         """Raise if a part is not what the constructor takes."""
         if not isinstance(part, Mapping) or 'optimizer' not in part:
             raise ValueError(
-                f'optim_wrapper.parts.{name} must be a dict with an optimizer, but got {part}'
+                f'optim_wrapper.parts.{name} must be a dict with an optimizer, but got {part!r}'
             )
         for key in part:
             if key not in (*PART_OPTIONS, '_scope_'):
