@@ -90,9 +90,9 @@ def ensemble_knowledge(
     the limit of :math:`Q \leftarrow \omega A Q + (1 - \omega) P`. Source: BAKE, section 3,
     the propagation to infinity. The released code inverts the matrix. Here :math:`A = D^{-1} S`
     with the symmetric :math:`S_{ij} = \exp(\hat f_i \cdot \hat f_j)`, so that :math:`Q =
-    (1 - \omega) (D - \omega S)^{-1} D P`, and :math:`D - \omega S` is symmetric and strictly diagonally
-    dominant, hence positive definite: one Cholesky factor and triangular solves, for the wanted
-    rows only. With n rows of N images that costs :math:`N^3 / 3 + 2 N^2 \min(n, K)` and
+    (1 - \omega) (D - \omega S)^{-1} D P`, and :math:`D - \omega S` is symmetric and strictly
+    diagonally dominant, hence positive definite: one Cholesky factor and triangular solves, for
+    the wanted rows only. With n rows of N images that costs :math:`N^3 / 3 + 2 N^2 \min(n, K)` and
     :math:`2 n N K` operations.
 
     Args:

@@ -1,12 +1,14 @@
 """The headline command on two gloo processes, and mmpretrain's own evaluation of the result."""
 
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
 
 import mmpretrain
 import pytest
+import torch
 from mmpretrain import ImageClassificationInferencer
 
 from tests.conftest import REPO, run
@@ -89,7 +91,7 @@ def test_trains_validates_resumes_and_tests(work_dir, overrides, tmp_path):
     assert float(re.search(r'accuracy/top1: ([\d.]+)', output)[1]) in accuracies
 
 
-def test_stock_config_and_tool_of_mmpretrain_give_our_accuracy(work_dir, image_folder, tmp_path):
+def test_stock_config_and_tool_of_mmpretrain_give_our_answers(work_dir, image_folder, tmp_path):
     """No kd_mm in the process: the checkpoint is given to mmpretrain alone."""
     stock = STOCK_TOOLS / 'configs/swin_transformer/swin-tiny_16xb64_in1k.py'
     guard = tmp_path / 'kd_mm'
@@ -100,8 +102,8 @@ def test_stock_config_and_tool_of_mmpretrain_give_our_accuracy(work_dir, image_f
         ('ours', REPO / 'tools/test.py', CONFIG, {}),
         ('stock', STOCK_TOOLS / 'tools/test.py', stock, {'PYTHONPATH': str(tmp_path)}),
     ):
-        out = tmp_path / f'{name}.json'
-        run(
+        out = tmp_path / f'{name}.pkl'
+        output = run(
             [
                 sys.executable,
                 tool,
@@ -111,8 +113,6 @@ def test_stock_config_and_tool_of_mmpretrain_give_our_accuracy(work_dir, image_f
                 tmp_path / name,
                 '--out',
                 out,
-                '--out-item',
-                'metrics',
                 '--cfg-options',
                 f'test_dataloader.dataset.data_root={image_folder}',
                 'test_dataloader.batch_size=4',
@@ -120,9 +120,15 @@ def test_stock_config_and_tool_of_mmpretrain_give_our_accuracy(work_dir, image_f
                 'test_dataloader.persistent_workers=False',
             ],
             **env,
-        )
-        results[name] = json.loads(out.read_text())
-    assert results['ours'] == results['stock']
+        ).stdout
+        accuracy = re.search(r'accuracy/top1: [\d.]+ +accuracy/top5: [\d.]+', output)[0]
+        results[name] = accuracy, pickle.loads(out.read_bytes())
+    (ours, our_samples), (stock, stock_samples) = results['ours'], results['stock']
+    assert ours == stock
+    assert len(our_samples) == len(stock_samples) == 8
+    for mine, other in zip(our_samples, stock_samples, strict=True):
+        assert torch.equal(mine['pred_score'], other['pred_score'])
+        assert torch.equal(mine['gt_label'], other['gt_label'])
 
 
 def test_inferencer_of_mmpretrain_takes_the_checkpoint(work_dir, image_folder):

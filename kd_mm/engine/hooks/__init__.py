@@ -2,6 +2,7 @@
 
 from .checkpoint_guard_hook import CheckpointGuardHook
 from .export_hook import ExportHook
+from .generalization_weights_hook import GeneralizationWeightsHook
 from .learning_curve_hook import LearningCurveHook
 
-__all__ = ['CheckpointGuardHook', 'ExportHook', 'LearningCurveHook']
+__all__ = ['CheckpointGuardHook', 'ExportHook', 'GeneralizationWeightsHook', 'LearningCurveHook']

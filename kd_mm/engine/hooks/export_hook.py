@@ -5,7 +5,7 @@ from pathlib import Path
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.export import export_student, student_names
 from kd_mm.registry import HOOKS
@@ -43,8 +43,10 @@ class ExportHook(Hook):
             for name in student_names(runner.cfg) or [None]
         }
         lines = ['Training is done. Written:']
-        lines += [f'  {path}' for path in sorted(work_dir.glob('*.pth'))]
-        lines += [f'  {path}' for path in sorted(work_dir.glob('*.png'))]
+        latest = find_latest_checkpoint(str(work_dir))
+        written = [latest] if latest else []
+        written += [*sorted(work_dir.glob('best_*.pth')), *sorted(work_dir.glob('*.png'))]
+        lines += [f'  {path}' for path in written]
         for done in exports.values():
             lines.append(f'  {done.weights}, {done.config}')
         worst = max(done.difference for done in exports.values())

@@ -1,0 +1,146 @@
+"""The students' weights in KDCL-General, from images that they do not train on."""
+
+from collections.abc import Mapping
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from kd_mm.datasets import HoldOut
+from kd_mm.functional.collaborative_target import second_moment, weights_from_second_moment
+from kd_mm.registry import HOOKS
+
+PROGRESS_INTERVAL = 20  # iterations between two lines
+
+
+@HOOKS.register_module()
+class GeneralizationWeightsHook(Hook):
+    """Weigh the students of ``kd_mm.KDCL(target='general')`` after each training epoch.
+
+    In eval mode and without gradient, all students look at the held-out images, each image once,
+    whatever the number of ranks; then the model's buffer ``weights`` is set by
+    :func:`kd_mm.functional.collaborative_target.weights_from_second_moment`. Every module is in
+    its former mode afterwards.
+
+    The buffer is part of the model's state_dict. The weights of all epochs are scalars
+    ``general_weight/<name>`` of MMEngine's message hub, which checkpoints carry and a resumed run
+    continues, and lines of the log. At its priority, the hook comes after statistics of batch
+    norm are made precise and before a checkpoint is written and validation begins.
+
+    Args:
+        dataloader (dict): Config of the held-out images' loader, as of a ``val_dataloader``:
+            the pipeline gives one image, without chance, and its label. ``sampler`` defaults to
+            MMEngine's ``DefaultSampler`` without shuffling; its ``round_up`` is always false, so
+            that no image is padded in twice. Left as it is.
+
+    Raises:
+        ValueError: Before the first epoch, if the model has no buffer ``weights``, the training
+            loop knows no epochs, the loader has no images, or training sees a part of a
+            ``kd_mm.HoldOut`` that overlaps with it.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, dataloader: Mapping) -> None:
+        sampler = {'type': 'DefaultSampler', 'shuffle': False, **dataloader.get('sampler', {})}
+        self._dataloader_cfg = {**dataloader, 'sampler': {**sampler, 'round_up': False}}
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that the run fits, and build the loader.
+
+        Args:
+            runner: The runner whose training begins.
+
+        Raises:
+            ValueError: See the class.
+        """
+        model = _unwrapped(runner)
+        if 'weights' not in dict(model.named_buffers(recurse=False)):
+            raise ValueError(
+                "kd_mm.GeneralizationWeightsHook needs a model with a buffer 'weights', "
+                f"kd_mm.KDCL(target='general'), but got {type(model).__name__}(target="
+                f"{getattr(model, 'target', None)!r}); set model.target='general' or remove the "
+                'hook'
+            )
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                'kd_mm.GeneralizationWeightsHook acts after each epoch, but the training loop is '
+                'an IterBasedTrainLoop; use train_cfg=dict(by_epoch=True, max_epochs=...)'
+            )
+        self._dataloader = runner.build_dataloader(
+            self._dataloader_cfg,
+            seed=runner.seed,
+            diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
+        )
+        held_out, trained = self._dataloader.dataset, runner.train_loop.dataloader.dataset
+        if len(held_out) == 0:
+            raise ValueError('the held-out data set must have images, but got 0')
+        if isinstance(held_out, HoldOut) and isinstance(trained, HoldOut):
+            splits = [(data.part, data.num_per_class) for data in (trained, held_out)]
+            if splits != [('train', held_out.num_per_class), ('held_out', trained.num_per_class)]:
+                raise ValueError(
+                    'the held-out images must be those that training leaves out, but got '
+                    'train_dataloader.dataset with part={!r}, num_per_class={} and the '
+                    "hook's with part={!r}, num_per_class={}; use part='train' and "
+                    "part='held_out' with one num_per_class".format(*splits[0], *splits[1])
+                )
+
+    @torch.no_grad()
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Weigh the students.
+
+        Args:
+            runner: The runner that trains.
+        """
+        model = _unwrapped(runner)
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        moment = self._second_moment(model, runner)
+        for module, training in modes.items():
+            module.training = training
+        weights = weights_from_second_moment(moment)
+        model.weights.copy_(weights)
+        named = dict(zip(model.students, weights.tolist(), strict=True))
+        for name, weight in named.items():
+            runner.message_hub.update_scalar(f'general_weight/{name}', weight)
+        listed = '  '.join(f'general_weight/{name}: {w:.4f}' for name, w in named.items())
+        runner.logger.info(f'Epoch(held out) [{runner.epoch + 1}]  {listed}')
+
+    def _second_moment(self, model: nn.Module, runner: Runner) -> Tensor:
+        """Return C, (m, m), over the held-out images of all ranks."""
+        m, num_batches = len(model.students), len(self._dataloader)
+        # One block for one reduction: the sum of C over images, and below it their number.
+        sums = torch.zeros(m + 1, m, dtype=torch.float64, device=model.weights.device)
+        for step, batch in enumerate(self._dataloader, 1):
+            probs = _true_class_probs(model, batch)
+            sums[:m] += second_moment(probs) * probs.shape[1]
+            sums[m] += probs.shape[1]
+            if step % PROGRESS_INTERVAL == 0:
+                runner.logger.info(
+                    f'Epoch(held out) [{runner.epoch + 1}][{step:>{len(str(num_batches))}}/'
+                    f'{num_batches}]'
+                )
+        all_reduce(sums)
+        return sums[:m] / sums[m]
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    """Return the model inside of a distributed wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _true_class_probs(model: nn.Module, batch: dict) -> Tensor:
+    """Return each student's probability of the true class of n images, (m, n) in float64."""
+    data = model.data_preprocessor(batch, training=False)
+    if not isinstance(data['inputs'], Tensor):
+        raise ValueError(
+            'the held-out pipeline must give one image per sample, but got '
+            f'{len(data["inputs"])} views; leave MultiView out of it'
+        )
+    labels = torch.cat([sample.gt_label for sample in data['data_samples']])
+    logits = torch.stack([s(data['inputs'], mode='tensor') for s in model.students.values()])
+    # In float64, so that f - 1 keeps its digits where a student is sure.
+    return logits.double().softmax(dim=-1)[:, torch.arange(len(labels)), labels]
