@@ -4,6 +4,9 @@ import pickle
 
 import torch
 import torch.distributed as dist
+from mmpretrain.structures import DataSample
+
+NUM_CLASSES = 5
 
 
 def _worker(rank, function, world_size, folder, args):
@@ -27,3 +30,22 @@ def run_on_ranks(function, folder, *args, world_size=2):
         start_method='fork',
     )
     return [pickle.loads((folder / f'{rank}.pkl').read_bytes()) for rank in range(world_size)]
+
+
+def draw(step, num_images):
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(num_images, 1, 32, 32, generator=generator, dtype=torch.float64)
+    labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
+    return images, [DataSample().set_gt_label(label) for label in labels]
+
+
+def losses_and_gradients(model, inputs, samples):
+    model.zero_grad()
+    losses = model(inputs, samples, mode='loss')
+    sum(losses.values()).backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    return {n: loss.item() for n, loss in losses.items()}, gradients
+
+
+def average(dicts):
+    return {key: sum(d[key] for d in dicts) / len(dicts) for key in dicts[0]}

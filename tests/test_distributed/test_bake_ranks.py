@@ -4,12 +4,16 @@ import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
 from mmpretrain.models import ImageClassifier
-from mmpretrain.structures import DataSample
 
 from kd_mm.registry import MODELS
-from tests.test_distributed.ranks import run_on_ranks
+from tests.test_distributed.ranks import (
+    NUM_CLASSES,
+    average,
+    draw,
+    losses_and_gradients,
+    run_on_ranks,
+)
 
-NUM_CLASSES = 5
 # Batches of the two ranks, step by step: full, then a smaller last one, on either side.
 STEPS = [(6, 6), (6, 2), (3, 6), (1, 1)]
 
@@ -36,21 +40,6 @@ def build_model(gather):
     return model.double()
 
 
-def draw(step, num_images):
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randn(num_images, 1, 32, 32, generator=generator, dtype=torch.float64)
-    labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
-    return images, [DataSample().set_gt_label(label) for label in labels]
-
-
-def losses_and_gradients(model, inputs, samples):
-    model.zero_grad()
-    losses = model(inputs, samples, mode='loss')
-    sum(losses.values()).backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-    return {n: loss.item() for n, loss in losses.items()}, gradients
-
-
 def train_on_a_rank(rank, gather):
     ddp = MMDistributedDataParallel(build_model(gather), device_ids=None)
     results = []
@@ -59,10 +48,6 @@ def train_on_a_rank(rank, gather):
         mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
         results.append(losses_and_gradients(ddp, images[mine], samples[mine]))
     return results
-
-
-def average(dicts):
-    return {key: sum(d[key] for d in dicts) / len(dicts) for key in dicts[0]}
 
 
 def test_global_gather_equals_one_process(tmp_path):

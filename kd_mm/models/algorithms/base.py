@@ -120,6 +120,7 @@ class BaseCohort(BaseModel):
                 f'students.{name}.train_cfg is {dict(cfg.train_cfg)}; set it to None and give '
                 'model.train_cfg'
             )
+        cfg.setdefault('_scope_', 'mmpretrain')  # whatever project the cohort trains in
         student = ROOT_MODELS.build(cfg)
         check_scored(student.head, name)
         return student
