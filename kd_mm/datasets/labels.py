@@ -11,6 +11,8 @@ from mmengine.runner.runner import _SlicedDataset
 from mmpretrain.datasets import KFoldDataset
 from torch.utils.data import ConcatDataset, Subset
 
+from .hold_out import HoldOut
+
 __all__ = ['LabelIndex', 'get_labels', 'index_labels']
 
 _BLOCK = 1 << 16  # addresses turned into Python ints at a time
@@ -38,8 +40,9 @@ def get_labels(dataset: Sized) -> np.ndarray:
 
     The labels are ``gt_label`` of the data set's stored annotations, or else what its
     ``get_cat_ids`` answers. MMEngine's ``ConcatDataset``, ``RepeatDataset``,
-    ``ClassBalancedDataset`` and ``num_batch_per_epoch``, mmpretrain's ``KFoldDataset`` and
-    PyTorch's ``ConcatDataset`` and ``Subset`` are looked through, nested as they may be.
+    ``ClassBalancedDataset`` and ``num_batch_per_epoch``, mmpretrain's ``KFoldDataset``, our
+    ``HoldOut`` and PyTorch's ``ConcatDataset`` and ``Subset`` are looked through, nested as they
+    may be.
 
     Args:
         dataset: A data set of N items.
@@ -116,7 +119,7 @@ def _flatten(dataset: Sized, leaves: list[tuple[Sized, np.ndarray]]) -> np.ndarr
 
 def _leaf_labels(dataset: Sized) -> np.ndarray:
     """Read the labels (N,) of a data set that wraps no other."""
-    if isinstance(dataset, KFoldDataset):
+    if isinstance(dataset, (HoldOut, KFoldDataset)):
         dataset = dataset.dataset
     name = type(dataset).__name__
     labels = np.empty(len(dataset), dtype=np.intp)

@@ -227,6 +227,11 @@ def test_the_initialisation_of_each_student_is_run():
             ValueError,
             r"without dots, but got 'a\.x'",
         ),
+        (
+            {'students': {'best': student(), 'b': student()}},
+            ValueError,
+            "must not be called .* but got 'best'",
+        ),
         ({'deploy': 'c'}, ValueError, "deploy must name one of the students a, b, but got 'c'"),
         ({'views': 'own'}, ValueError, "views must be one of .* but got 'own'"),
         ({'temperature': 0.0}, ValueError, 'temperature must be positive'),

@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from kd_mm.datasets import HoldOut
+from kd_mm.datasets.hold_out import PARTS, HoldOut
 from kd_mm.functional.collaborative_target import second_moment, weights_from_second_moment
 from kd_mm.registry import HOOKS
 
@@ -33,8 +33,8 @@ class GeneralizationWeightsHook(Hook):
     Args:
         dataloader (dict): Config of the held-out images' loader, as of a ``val_dataloader``:
             the pipeline gives one image, without chance, and its label. ``sampler`` defaults to
-            MMEngine's ``DefaultSampler`` without shuffling; its ``round_up`` is always false, so
-            that no image is padded in twice. Left as it is.
+            MMEngine's ``DefaultSampler`` without shuffling; its ``round_up`` and ``drop_last``
+            are always false, so that no image counts twice or not at all. Left as it is.
 
     Raises:
         ValueError: Before the first epoch, if the model has no buffer ``weights``, the training
@@ -46,7 +46,8 @@ class GeneralizationWeightsHook(Hook):
 
     def __init__(self, dataloader: Mapping) -> None:
         sampler = {'type': 'DefaultSampler', 'shuffle': False, **dataloader.get('sampler', {})}
-        self._dataloader_cfg = {**dataloader, 'sampler': {**sampler, 'round_up': False}}
+        sampler['round_up'] = False
+        self._dataloader_cfg = {**dataloader, 'sampler': sampler, 'drop_last': False}
 
     def before_train(self, runner: Runner) -> None:
         """Check that the run fits, and build the loader.
@@ -79,13 +80,13 @@ class GeneralizationWeightsHook(Hook):
         if len(held_out) == 0:
             raise ValueError('the held-out data set must have images, but got 0')
         if isinstance(held_out, HoldOut) and isinstance(trained, HoldOut):
-            splits = [(data.part, data.num_per_class) for data in (trained, held_out)]
-            if splits != [('train', held_out.num_per_class), ('held_out', trained.num_per_class)]:
+            counts = trained.num_per_class, held_out.num_per_class
+            if (trained.part, held_out.part) != PARTS or counts[0] != counts[1]:
                 raise ValueError(
                     'the held-out images must be those that training leaves out, but got '
-                    'train_dataloader.dataset with part={!r}, num_per_class={} and the '
-                    "hook's with part={!r}, num_per_class={}; use part='train' and "
-                    "part='held_out' with one num_per_class".format(*splits[0], *splits[1])
+                    f'train_dataloader.dataset with part={trained.part!r}, num_per_class='
+                    f"{counts[0]} and the hook's with part={held_out.part!r}, num_per_class="
+                    f"{counts[1]}; use part='train' and part='held_out' with one num_per_class"
                 )
 
     @torch.no_grad()
@@ -143,4 +144,5 @@ def _true_class_probs(model: nn.Module, batch: dict) -> Tensor:
     labels = torch.cat([sample.gt_label for sample in data['data_samples']])
     logits = torch.stack([s(data['inputs'], mode='tensor') for s in model.students.values()])
     # In float64, so that f - 1 keeps its digits where a student is sure.
-    return logits.double().softmax(dim=-1)[:, torch.arange(len(labels)), labels]
+    probs = logits.double().softmax(dim=-1)
+    return torch.take_along_dim(probs, labels[None, :, None], dim=2).squeeze(2)

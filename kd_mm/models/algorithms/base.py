@@ -18,6 +18,7 @@ from kd_mm.utils.checkpoint import check_keys, load_checkpoint
 
 WARNING = 30
 VIEWS = ('shared', 'per_student')
+RESERVED = ('mean', 'best', 'ensemble')  # the metric's own rows
 
 
 def student_cfg(cfg: Mapping) -> ConfigDict:
@@ -98,6 +99,11 @@ class BaseCohort(BaseModel):
                 raise ValueError(
                     f'the name of a student must be a word without dots, but got {name!r}; it is '
                     'part of keys that dots separate'
+                )
+            if name in RESERVED:
+                raise ValueError(
+                    f'a student must not be called {", ".join(RESERVED)}, as the metric calls its '
+                    f'own rows, but got {name!r}'
                 )
         self.deploy = next(iter(students)) if deploy is None else deploy
         if self.deploy not in students:

@@ -1,0 +1,108 @@
+"""KDCL's targets in NumPy loops, from the paper. Labels are classes or distributions."""
+
+import numpy as np
+
+
+def distribution(label, num_classes):
+    """A class as a one-hot row; a soft label as it is."""
+    return np.eye(num_classes)[label] if np.ndim(label) == 0 else np.asarray(label)
+
+
+def cross_entropy(row, label):
+    """- sum_j y_j log softmax(z)_j of one image."""
+    log_sum = row.max() + np.log(np.exp(row - row.max()).sum())
+    return sum(y * (log_sum - z) for y, z in zip(distribution(label, len(row)), row, strict=True))
+
+
+def softmax(row):
+    shifted = np.exp(row - row.max())
+    return shifted / shifted.sum()
+
+
+def naive_target(logits, labels):
+    result = []
+    for n, label in enumerate(labels):
+        best = 0
+        for i in range(1, len(logits)):
+            if cross_entropy(logits[i, n], label) < cross_entropy(logits[best, n], label):
+                best = i
+        result.append(logits[best, n])
+    return np.array(result)
+
+
+def min_logit_target(logits, labels):
+    num_students, num_images, num_classes = logits.shape
+    result = np.zeros((num_images, num_classes))
+    for n, label in enumerate(labels):
+        y = distribution(label, num_classes)
+        for j in range(num_classes):
+            result[n, j] = min(
+                logits[i, n, j] - sum(y[k] * logits[i, n, k] for k in range(num_classes))
+                for i in range(num_students)
+            )
+    return result
+
+
+def general_target(logits, weights, temperature):
+    num_students, num_images, num_classes = logits.shape
+    result = np.zeros((num_images, num_classes))
+    for n in range(num_images):
+        for i in range(num_students):
+            result[n] += weights[i] * softmax(logits[i, n] / temperature)
+    return result
+
+
+def generalization_weights(true_class_probs):
+    """The formula of the paper; no ridge and no clipping."""
+    m, num_images = true_class_probs.shape
+    covariance = np.zeros((m, m))
+    for i in range(m):
+        for j in range(m):
+            for n in range(num_images):
+                error = (true_class_probs[i, n] - 1) * (true_class_probs[j, n] - 1)
+                covariance[i, j] += error / num_images
+    ones = np.ones(m)
+    inverse = np.linalg.inv(covariance)
+    return inverse @ ones / (ones @ inverse @ ones)
+
+
+def least_cross_entropy(rows, label):
+    """The minimum over convex combinations of the (m, K) logits of one image, by brute force.
+
+    A golden-section search over the first weight, within it one over the second, and so on: slow
+    and blind to the size of the logits.
+    """
+    ratio = (np.sqrt(5) - 1) / 2
+    if len(rows) == 1:
+        return cross_entropy(rows[0], label)
+
+    def at(weight):
+        mixed = [weight * rows[0] + (1 - weight) * row for row in rows[1:]]
+        return least_cross_entropy(np.array(mixed), label)
+
+    low, high = 0.0, 1.0
+    left, right = high - ratio, low + ratio
+    at_left, at_right = at(left), at(right)
+    for _ in range(70):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = at(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = at(right)
+    return min(at_left, at_right, at(0.0), at(1.0))
+
+
+def duality_gap(rows, label, target):
+    """An upper bound of CE(target) - min CE over convex combinations, for one image.
+
+    For every distribution p, min CE >= min_i sum_j (p_j - y_j) z_ij + entropy(p): weak duality.
+    Here p is the target's own prediction.
+    """
+    y = distribution(label, len(target))
+    p = softmax(target)
+    entropy = -sum(value * np.log(value) for value in p if value > 0)
+    bound = min((p - y) @ row for row in rows) + entropy
+    return cross_entropy(target, label) - bound
