@@ -14,6 +14,7 @@ from mmengine.runner import find_latest_checkpoint
 
 import kd_mm.registry
 from kd_mm.datasets.labels import index_labels
+from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.models.heads import BAKEMixin
 from kd_mm.utils.checkpoint import load_checkpoint
 
@@ -44,6 +45,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
             'mixed precision needs a GPU, but got AmpOptimWrapper on a machine without one; leave '
             'out --amp'
         )
+    check_parts(cfg)
     for name in loaders:
         if cfg.get(name) is not None:
             check_dataloader(cfg, name)
@@ -140,6 +142,44 @@ def _check_type(node: Mapping, path: str) -> None:
         MODELS.build(node)  # a head is small, and knows the ranges of its options
 
 
+def check_parts(cfg: Config) -> None:
+    """Check what a cohort's model, hooks and schedules owe each other.
+
+    Args:
+        cfg: Config of a run.
+
+    Raises:
+        ValueError: If General has nothing that sets its weights, or a schedule is by part and the
+            parts are others than the optimizer's.
+    """
+    hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
+    types = [hook.get('type') for hook in hooks if isinstance(hook, Mapping)]
+    weigher = f'{PREFIX}GeneralizationWeightsHook'
+    general = cfg.model.get('type') == f'{PREFIX}KDCL' and cfg.model.get('target') == 'general'
+    if general and cfg.get('train_cfg') is not None and weigher not in types:
+        raise ValueError(
+            "target='general' needs a hook that sets the students' weights, but there is none; "
+            f'add dict(type={weigher!r}, dataloader=...) to custom_hooks, as '
+            'configs/kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py does'
+        )
+    parts = (cfg.get('optim_wrapper') or {}).get('parts')
+    schedules = cfg.get('param_scheduler')
+    by_part = isinstance(schedules, Mapping) and 'type' not in schedules
+    if parts and by_part and set(schedules) != set(parts):
+        raise ValueError(
+            'schedules by part must have the parts of the optimizer, but param_scheduler has '
+            f'{", ".join(schedules)} and optim_wrapper.parts has {", ".join(parts)}'
+        )
+
+
+def _num_classes(model: Mapping) -> int | None:
+    """Return the number of classes of a classifier or of a cohort's deployed student."""
+    if 'students' in model:
+        name = model.get('deploy') or next(iter(model['students']), None)
+        model = student_cfg(model['students'].get(name, {}))
+    return (model.get('head') or {}).get('num_classes')
+
+
 def _folders(node: Any, path: str) -> Iterator[tuple[str, str]]:
     """Yield each ``data_root`` of a data set and of those that it wraps."""
     if isinstance(node, Mapping):
@@ -202,7 +242,7 @@ def check_dataloader(cfg: Config, name: str) -> None:
             DATA_SAMPLERS.build(sampler, default_args={'dataset': dataset, 'seed': 0})
         finally:
             logging.disable(logging.NOTSET)
-    num_classes = (cfg.model.get('head') or {}).get('num_classes')
+    num_classes = _num_classes(cfg.model)
     try:
         labels = index_labels(dataset).labels
     except (TypeError, ValueError):
@@ -211,7 +251,7 @@ def check_dataloader(cfg: Config, name: str) -> None:
         return
     if num_classes is not None and labels.size and labels.max() >= num_classes:
         raise ValueError(
-            f'model.head.num_classes must exceed every label, but got {num_classes} and the '
-            f'label {labels.max()} in {name}; set model.head.num_classes={labels.max() + 1} or '
-            'more, or mend the labels'
+            f'num_classes of the head must exceed every label, but got {num_classes} and the '
+            f'label {labels.max()} in {name}; set head.num_classes={labels.max() + 1} or more, or '
+            'mend the labels'
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from kd_mm.utils.preflight import USER_ERRORS, check_config, options
+from kd_mm.utils.preflight import USER_ERRORS, check_config, check_parts, options
 from tests.conftest import REPO, run_tool
 
 DIGITS = 'configs/bake/resnet20_1xb64_digits.py'
@@ -45,7 +45,11 @@ def refused(config, error, message, loaders=(TRAIN,), **options_):
             ValueError,
             "epoch_length .*'anchors'.*'images'.* 'image'",
         ),
-        ({'model__head__num_classes': 9}, ValueError, r'got 9 and the label 9.*num_classes=10'),
+        (
+            {'model__head__num_classes': 9},
+            ValueError,
+            r'got 9 and the label 9.*head\.num_classes=10',
+        ),
         (
             {'model__head__omga': 0.5},
             TypeError,
@@ -151,3 +155,32 @@ def test_options_follow_the_arguments_that_are_passed_on():
 
     assert options(BAKEHead) >= {'omega', 'gather', 'num_classes', 'loss', 'topk', 'init_cfg'}
     assert 'kwargs' not in options(BAKEHead)
+
+
+def cohort(**changes):
+    """The parts of a config that check_parts looks at."""
+    cfg = Config(
+        {
+            'model': {'type': 'kd_mm.KDCL', 'target': 'general', 'students': {}},
+            'train_cfg': {'max_epochs': 1},
+            'custom_hooks': [{'type': 'kd_mm.GeneralizationWeightsHook', 'dataloader': {}}],
+            'optim_wrapper': {'parts': {'a': {}, 'b': {}}},
+            'param_scheduler': {'a': [], 'b': []},
+        }
+    )
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def test_general_needs_the_hook_that_weighs():
+    check_parts(cohort())
+    check_parts(cohort(**{'custom_hooks': [], 'model.target': 'naive'}))
+    check_parts(cohort(custom_hooks=[], train_cfg=None))  # testing needs no weights
+    with pytest.raises(ValueError, match="target='general' needs a hook"):
+        check_parts(cohort(custom_hooks=[]))
+
+
+def test_schedules_by_part_name_the_parts_of_the_optimizer():
+    with pytest.raises(ValueError, match=r'param_scheduler has a, b, c and .* has a, b'):
+        check_parts(cohort(**{'param_scheduler.c': []}))
+    check_parts(cohort(param_scheduler=[{'type': 'MultiStepLR'}]))  # one schedule for all
