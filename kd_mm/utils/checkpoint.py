@@ -1,5 +1,6 @@
 """Reading checkpoints without running what they contain."""
 
+import codecs
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,7 @@ SAFE_GLOBALS = [
     np.dtype,
     np.empty(0).__reduce__()[0],
     np.float64(0).__reduce__()[0],
+    codecs.encode,  # how NumPy 1 writes bytes
     *(
         type(np.dtype(name))
         for name in ('bool', 'int32', 'int64', 'uint32', 'uint64', 'float32', 'float64')
