@@ -22,10 +22,12 @@ from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo
 from mmengine.dataset import Compose
 from mmengine.hub import get_config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope, Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from mmpretrain.structures import DataSample
 
+from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.utils import register_all_modules
 from kd_mm.utils.preflight import check_types
 
@@ -34,10 +36,12 @@ from .conftest import REPO, run_tool
 CONFIGS = REPO / 'configs'
 PATHS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
 BAKE = [path for path in PATHS if path.startswith('bake/')]
+COHORTS = [path for path in PATHS if path.startswith('kdcl/')]
 VANILLA = [path for path in PATHS if path.startswith('vanilla/')]
 
 NAME = re.compile(
-    r'(?:vanilla_)?(?P<network>[a-z0-9-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)_(?P<data>[a-z0-9]+)'
+    r'(?:(?P<method>vanilla|dml|kdcl-[a-z-]+)_)?(?P<network>[a-z0-9-]+)'
+    r'_(?P<gpus>\d+)xb(?P<batch>\d+)(?:-(?P<epochs>\d+)e)?_(?P<data>[a-z0-9]+)'
     r'(?:-(?P<px>\d+)px)?\.py'
 )
 # What a name stands for: the backbone's settings.
@@ -47,6 +51,9 @@ NETWORKS = {
     'swin-s': dict(type='SwinTransformer', arch='small', drop_path_rate=0.3),
     'swin-b': dict(type='SwinTransformer', arch='base', drop_path_rate=0.5),
     'resnet20': dict(type='kd_mm.CIFARResNet', depth=20),
+    'resnet32': dict(type='kd_mm.CIFARResNet', depth=32),
+    'wrn16-1': dict(type='kd_mm.CIFARWideResNet', depth=16, widen_factor=1),
+    'wrn16-2': dict(type='kd_mm.CIFARWideResNet', depth=16, widen_factor=2),
     'resnet18': dict(type='ResNet', depth=18),
     'resnet18 small': dict(type='ResNet_CIFAR', depth=18),
     'resnet50': dict(type='ResNet', depth=50),
@@ -57,16 +64,19 @@ NETWORKS = {
     'resnext101-32x4d': dict(type='ResNeXt', depth=101, groups=32, width_per_group=4),
     'resnext152-32x4d': dict(type='ResNeXt', depth=152, groups=32, width_per_group=4),
     'mobilenet-v2': dict(type='MobileNetV2', widen_factor=1.0),
+    'mobilenet-v2-x05': dict(type='MobileNetV2', widen_factor=0.5),
     'efficientnet-b0': dict(type='EfficientNet', arch='b0'),
     'densenet121': dict(type='DenseNet', arch='121'),
     'densenet121 small': dict(type='kd_mm.DenseNet_CIFAR', arch='121'),
 }
-# Millions of parameters in mmpretrain's model zoo, with 1,000 classes.
+# Millions of parameters in mmpretrain's model zoo (torchvision's, with half the width), with 1,000
+# classes.
 PARAMETERS = {
     'swin-t': 28.29,
     'swin-s': 49.61,
     'swin-b': 87.77,
     'swin-b 384': 87.90,
+    'resnet18': 11.69,
     'resnet50': 25.56,
     'resnet101': 44.55,
     'resnet152': 60.19,
@@ -75,6 +85,7 @@ PARAMETERS = {
     'resnext101-32x4d': 44.18,
     'resnext152-32x4d': 59.95,
     'mobilenet-v2': 3.50,
+    'mobilenet-v2-x05': 1.97,
     'efficientnet-b0': 5.29,
 }
 # What a name stands for: type, classes, folder, title, and the paper's (M, omega).
@@ -105,6 +116,14 @@ RECIPES = {
     'small data': (0.1, 1e-4, 200),
     'digits': (0.1, 5e-4, 20),
 }
+# Of KDCL's paper: steps of the LR by network and length.
+STEPS = {
+    ('resnet', 200): [60, 120, 180],
+    ('resnet', 100): [30, 60, 90],
+    ('mobilenet', 300): [90, 180, 270],
+}
+TARGETS = {'naive': 'naive', 'linear': 'linear', 'minlogit': 'min_logit', 'general': 'general'}
+HELD_OUT = {'in1k': 20, 'cifar100': 50, 'digits': 10}
 # What BAKE may change in a vanilla config.
 HEAD = {f'model.head.{key}' for key in ('type', 'omega', 'temperature', 'loss_weight')}
 SAMPLER = {
@@ -143,6 +162,49 @@ def parse(path):
     return match['network'], int(match['gpus']), int(match['batch']), match['data'], match['px']
 
 
+def kdcl_recipe(path):
+    """Tell whether a config trains as KDCL's paper does, and not BAKE's."""
+    network, _, batch, data, px = parse(path)
+    mixed = px or network.startswith('swin')
+    of_small = data == 'cifar100' and network not in ('resnet18', 'densenet121')
+    return path in COHORTS or (data == 'in1k' and batch == 256 and not mixed) or of_small
+
+
+def students_of(path):
+    """Return the networks that a cohort's name lists, by the name of the student."""
+    name = parse(path)[0]
+    if equal := re.fullmatch(r'(\d)x(.+)', name):
+        return {f'{equal[2]}_{i + 1}': equal[2] for i in range(int(equal[1]))}
+    longest_first = sorted((n for n in NETWORKS if ' ' not in n), key=len, reverse=True)
+    found = re.findall('|'.join(map(re.escape, longest_first)), name)
+    assert '-'.join(found) == name
+    return {network.replace('-', '_'): network for network in found}
+
+
+def networks_of(path):
+    """Return {network of the name: its classifier's config}."""
+    cfg = load(path)
+    if path not in COHORTS:
+        return {parse(path)[0]: cfg.model}
+    students = students_of(path)
+    assert list(cfg.model.students) == list(students)
+    return {network: student_cfg(cfg.model.students[n]) for n, network in students.items()}
+
+
+def unwrapped(dataset):
+    """Return the data set inside of a hold-out."""
+    return dataset.dataset if dataset.type == 'kd_mm.HoldOut' else dataset
+
+
+def one_view(dataset):
+    """Return the data set of a student: without a hold-out, and with its own view."""
+    dataset = unwrapped(dataset)
+    pipeline = []
+    for transform in dataset.pipeline:
+        pipeline += transform.transforms[0] if transform.type == 'MultiView' else [transform]
+    return {**dataset, 'pipeline': pipeline}
+
+
 def typed(node, path=()):
     """Yield (path, dict) for each dict with a type, outermost first."""
     if isinstance(node, dict):
@@ -168,6 +230,15 @@ def settings(cfg):
     return {key: value for key, value in cfg.to_dict().items() if key not in helpers}
 
 
+def unscoped(node):
+    """Return a config's part without the scopes, which inheritance adds."""
+    if isinstance(node, dict):
+        return {key: unscoped(value) for key, value in node.items() if key != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return [unscoped(value) for value in node]
+    return node
+
+
 def flatten(node, prefix=''):
     """Return {'a.b.0.c': value}."""
     if isinstance(node, dict):
@@ -191,15 +262,65 @@ def build_model(cfg):
 # The set
 
 
-def test_every_row_of_the_paper_has_a_config():
+def test_every_row_of_bakes_paper_has_a_config():
     rows = {(parse(path)[0], parse(path)[3], parse(path)[4]) for path in BAKE}
-    imagenet = {(name, 'in1k', None) for name in PARAMETERS if name != 'swin-b 384'}
+    others = ('swin-b 384', 'resnet18', 'mobilenet-v2-x05')  # KDCL's
+    imagenet = {(name, 'in1k', None) for name in PARAMETERS if name not in others}
     small = {
         (network, data, None)
         for network in ('resnet18', 'densenet121')
         for data in ('cifar100', 'tinyimagenet', 'cub', 'dogs', 'mit67')
     }
     assert rows == imagenet | small | {('swin-b', 'in1k', '384'), ('resnet20', 'digits', None)}
+
+
+def test_every_row_of_kdcls_paper_has_a_config():
+    targets = ('naive', 'linear', 'minlogit', 'general')
+    four = 'resnet50-resnet18-mobilenet-v2-mobilenet-v2-x05'
+    expected = {f'kdcl-minlogit_{four}_8xb256_in1k'}
+    for pair in ('resnet50-resnet18_8xb256_in1k', 'resnet20-wrn16-1_1xb64_digits'):
+        expected |= {f'kdcl-{target}_{pair}' for target in targets} | {f'dml_{pair}'}
+    for pair in (
+        'mobilenet-v2-mobilenet-v2-x05',
+        'resnet18-mobilenet-v2-x05',
+        'resnet18-mobilenet-v2',
+        'resnet50-mobilenet-v2-x05',
+    ):
+        expected |= {f'kdcl-{target}_{pair}_8xb256_in1k' for target in ('linear', 'minlogit')}
+    expected |= {f'kdcl-minlogit_{n}xresnet18_8xb256-100e_in1k' for n in (2, 3, 4, 5)}
+    small = 'resnet32-wrn16-2_1xb128_cifar100'
+    expected |= {f'kdcl-{target}{icl}_{small}' for target in targets for icl in ('', '-shared')}
+    assert {Path(path).stem for path in COHORTS} == expected | {f'dml_{small}'}
+
+
+@pytest.mark.parametrize('path', COHORTS)
+def test_each_student_has_a_vanilla_config_of_the_same_recipe(path):
+    cfg = load(path)
+    _, gpus, batch, data, _ = parse(path)
+    short = NAME.fullmatch(Path(path).name)['epochs']
+    longest = 0
+    for name, network in students_of(path).items():
+        training = f'{gpus}xb{batch}' + (f'-{short}e' if short else '')
+        twin = load(f'vanilla/vanilla_{network}_{training}_{data}.py')
+        longest = max(longest, twin.train_cfg.max_epochs)
+
+        parts, schedule = cfg.optim_wrapper.get('parts'), cfg.param_scheduler
+        mixed = isinstance(schedule, dict) and 'type' not in schedule
+        assert mixed == (parts is not None)
+        pairs = [
+            (student_cfg(cfg.model.students[name]), twin.model),
+            (parts[name] if parts else cfg.optim_wrapper, twin.optim_wrapper),
+            (schedule[name] if mixed else schedule, twin.param_scheduler),
+        ]
+        pairs.append(
+            (one_view(cfg.train_dataloader.dataset), one_view(twin.train_dataloader.dataset))
+        )
+        pairs += [(cfg[key], twin[key]) for key in ('val_dataloader', 'test_dataloader')]
+        pairs += [(cfg[key], twin[key]) for key in ('data_preprocessor', 'auto_scale_lr')]
+        for ours, plain in pairs:
+            assert unscoped(ours) == unscoped(plain)
+    # Pairs of different lengths: as long as the longest.
+    assert cfg.train_cfg.max_epochs == longest
 
 
 def test_base_names_are_unique_and_plain():
@@ -226,30 +347,30 @@ def test_types_of_ours_have_the_prefix_and_resolve(path):
 @pytest.mark.parametrize('path', PATHS)
 def test_name_agrees_with_contents(path):
     cfg = load(path)
-    network, gpus, batch, data, px = parse(path)
+    _, gpus, batch, data, px = parse(path)
     assert cfg.train_dataloader.batch_size == batch
     assert cfg.auto_scale_lr.base_batch_size == gpus * batch
     assert 'enable' not in cfg.auto_scale_lr
 
-    backbone = NETWORKS[
-        f'{network} small' if f'{network} small' in NETWORKS and data in SMALL_PX else network
-    ]
-    assert {key: cfg.model.backbone[key] for key in backbone} == backbone
-    if network.startswith('swin'):
-        assert cfg.model.backbone.img_size == int(px or 224)
-
     dataset, num_classes, folder, _, _ = DATA[data]
+    for network, model in networks_of(path).items():
+        small = f'{network} small' in NETWORKS and data in SMALL_PX
+        backbone = NETWORKS[f'{network} small' if small else network]
+        assert {key: model.backbone[key] for key in backbone} == backbone
+        if network.startswith('swin'):
+            assert model.backbone.img_size == int(px or 224)
+        assert model.head.num_classes == cfg.data_preprocessor.num_classes == num_classes
+
     for name in LOADERS:
-        assert cfg[name].dataset.type == dataset
-        assert cfg[name].dataset.data_root.rstrip('/') == folder
-    assert cfg.train_dataloader.dataset.split == 'train'
+        assert unwrapped(cfg[name].dataset).type == dataset
+        assert unwrapped(cfg[name].dataset).data_root.rstrip('/') == folder
+    assert unwrapped(cfg.train_dataloader.dataset).split == 'train'
     assert cfg.val_dataloader.dataset.split == cfg.test_dataloader.dataset.split
     assert cfg.val_dataloader.dataset.split in ('val', 'test')
-    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == num_classes
 
 
-@pytest.mark.parametrize('path', PATHS)
-def test_recipe_is_the_published_one(path):
+@pytest.mark.parametrize('path', [path for path in PATHS if not kdcl_recipe(path)])
+def test_recipe_is_bakes(path):
     cfg = load(path)
     network, gpus, batch, data, px = parse(path)
     family = re.match('[a-z]+', network)[0] + (f' {px}' if px else '')
@@ -278,6 +399,89 @@ def test_recipe_is_the_published_one(path):
     if optimizer.type == 'SGD':
         assert optimizer.momentum == 0.9
         assert optimizer.get('nesterov', False) == (data in ('in1k', 'digits'))
+
+
+@pytest.mark.parametrize('path', [path for path in VANILLA if kdcl_recipe(path)])
+def test_recipe_is_kdcls(path):
+    """Of the cohorts by way of their twins."""
+    cfg = load(path)
+    network, _, _, data, _ = parse(path)
+    optimizer = unscoped(cfg.optim_wrapper.optimizer)
+    if data == 'cifar100':
+        assert optimizer == dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4)
+        assert cfg.param_scheduler.type == 'MultiStepLR'
+        assert cfg.param_scheduler.milestones == [100, 150]
+        assert cfg.param_scheduler.gamma == 0.1
+        assert cfg.train_cfg.max_epochs == 200
+        steps = ['RandomCrop', 'RandomFlip']
+        crop = cfg.train_dataloader.dataset.pipeline[0]
+        assert (crop.crop_size, crop.padding) == (32, 4)
+    else:
+        assert optimizer.pop('nesterov') is False
+        assert optimizer == dict(type='SGD', lr=0.8, momentum=0.9, weight_decay=1e-4)
+        family = re.match('[a-z]+', network)[0]
+        long = 300 if family == 'mobilenet' else 200
+        epochs = int(NAME.fullmatch(Path(path).name)['epochs'] or long)
+        assert cfg.train_cfg.max_epochs == epochs
+        lrs = lr_by_iteration(cfg, epochs, iterations=4)
+        assert lrs[:20] == pytest.approx([0.1 + 0.7 * i / 19 for i in range(20)])
+        falls = [0.8 * 0.1 ** sum(e >= s for s in STEPS[family, epochs]) for e in range(5, epochs)]
+        assert lrs[20::4] == pytest.approx(falls)
+        steps = ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip']
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    assert [step.type for step in pipeline] == [*steps, 'PackInputs']
+    assert cfg.model.head.loss == dict(type='CrossEntropyLoss', loss_weight=1.0)
+    assert not cfg.model.get('train_cfg')
+    assert 'sync_bn' not in cfg
+
+
+@pytest.mark.parametrize('path', COHORTS)
+def test_cohort_settings_are_the_published_ones(path):
+    cfg = load(path)
+    method, data = NAME.fullmatch(Path(path).name)['method'], parse(path)[3]
+    model, students = cfg.model, students_of(path)
+    assert model.deploy == next(iter(students))
+    assert model.loss_weight == 1.0
+    if method == 'dml':
+        assert (model.type, model.temperature) == ('kd_mm.DML', 1.0)
+        assert 'target' not in model
+    else:
+        assert (model.type, model.temperature) == ('kd_mm.KDCL', 2.0)
+        assert model.target == TARGETS[method.split('-')[1]]
+
+    shared = method == 'dml' or method.endswith('-shared')
+    assert model.views == ('shared' if shared else 'per_student')
+    train_set = cfg.train_dataloader.dataset
+    views = [t for t in unwrapped(train_set).pipeline if t.type == 'MultiView']
+    assert [v.num_views for v in views] == ([] if shared else [len(students)])
+
+    general = 'general' in method
+    assert ('generalization_weights' in cfg.default_hooks) == general
+    assert (train_set.type == 'kd_mm.HoldOut') == general
+    if general:
+        hook = cfg.default_hooks.generalization_weights
+        held_out = hook.dataloader.dataset
+        assert hook.type == 'kd_mm.GeneralizationWeightsHook'
+        assert held_out.type == 'kd_mm.HoldOut'
+        assert (train_set.part, held_out.part) == ('train', 'held_out')
+        assert train_set.num_per_class == held_out.num_per_class == HELD_OUT[data]
+        assert not hook.dataloader.sampler.shuffle
+        # The same images, prepared as those of the validation.
+        ours, theirs = unscoped(held_out.dataset), unscoped(train_set.dataset)
+        assert ours.pop('pipeline') == unscoped(cfg.val_dataloader.dataset.pipeline)
+        theirs.pop('pipeline')
+        assert ours == theirs
+
+    for name in ('val_evaluator', 'test_evaluator'):
+        assert cfg[name].type == 'kd_mm.CohortAccuracy'
+        assert cfg[name].topk == ((1, 5) if data == 'in1k' else (1,))
+
+
+def test_general_trains_on_the_rest_of_the_digits():
+    cfg = load('kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py')
+    loaders = (cfg.train_dataloader, cfg.default_hooks.generalization_weights.dataloader)
+    sizes = [len(mmengine_registry.DATASETS.build(loader.dataset)) for loader in loaders]
+    assert sizes == [1198 - 10 * 10, 10 * 10]
 
 
 @pytest.mark.parametrize('path', BAKE)
@@ -323,13 +527,36 @@ def test_bake_changes_its_vanilla_config_in_nothing_else(path):
 @pytest.mark.parametrize('path', PATHS)
 def test_loaders_take_overrides_one_by_one(path):
     cfg = load(path)
+    inner = '.dataset' if cfg.train_dataloader.dataset.type == 'kd_mm.HoldOut' else ''
     cfg.merge_from_dict(
-        {'train_dataloader.dataset.data_root': 'elsewhere', 'val_dataloader.batch_size': 7}
+        {f'train_dataloader.dataset{inner}.data_root': 'elsewhere', 'val_dataloader.batch_size': 7}
     )
-    assert cfg.train_dataloader.dataset.data_root == 'elsewhere'
+    assert unwrapped(cfg.train_dataloader.dataset).data_root == 'elsewhere'
     assert cfg.val_dataloader.dataset.data_root != 'elsewhere'
     assert cfg.val_dataloader.batch_size == 7
     assert cfg.test_dataloader.batch_size != 7
+
+
+@pytest.mark.parametrize('path', COHORTS)
+def test_students_take_overrides_one_by_one(path):
+    cfg, before = load(path), load(path)
+    names = list(cfg.model.students)
+    key, part = 'head.loss.loss_weight', cfg.optim_wrapper.get('parts')
+    changes = {f'model.students.{names[-1]}.{key}': 0.5}
+    if part:
+        changes[f'optim_wrapper.parts.{names[-1]}.optimizer.lr'] = 0.25
+        changes[f'param_scheduler.{names[-1]}.1.gamma'] = 0.5
+    cfg.merge_from_dict(changes)
+    students = {n: student_cfg(cfg.model.students[n]) for n in names}
+    assert students.pop(names[-1]).head.loss.loss_weight == 0.5
+    for name, student in students.items():
+        assert student == student_cfg(before.model.students[name])
+        if part:
+            assert cfg.optim_wrapper.parts[name] == before.optim_wrapper.parts[name]
+            assert cfg.param_scheduler[name] == before.param_scheduler[name]
+    if part:
+        assert cfg.optim_wrapper.parts[names[-1]].optimizer.lr == 0.25
+        assert cfg.param_scheduler[names[-1]][1].gamma == 0.5
 
 
 @pytest.mark.parametrize('path', PATHS)
@@ -338,8 +565,11 @@ def test_types_keep_their_meaning_where_another_project_inherits(path):
 
     There, a type of mmpretrain is found by its prefix only.
     """
+    cfg = load(path)
+    for name, student in cfg.model.get('students', {}).items():
+        cfg.model.students[name] = student_cfg(student)
     scoped = []
-    for where, node in typed(settings(load(path))):
+    for where, node in typed(settings(cfg)):
         if any(where[: len(outer)] == outer for outer in scoped):
             continue
         if node.get('_scope_') == 'mmpretrain':
@@ -348,7 +578,14 @@ def test_types_keep_their_meaning_where_another_project_inherits(path):
             assert '.' in node['type'], f'{where}: {node["type"]} needs a prefix or a scope'
 
 
-@pytest.mark.parametrize('path', ['bake/swin-t_8xb128_in1k.py', 'bake/resnet20_1xb64_digits.py'])
+@pytest.mark.parametrize(
+    'path',
+    [
+        'bake/swin-t_8xb128_in1k.py',
+        'bake/resnet20_1xb64_digits.py',
+        'kdcl/kdcl-general_resnet50-resnet18_8xb256_in1k.py',
+    ],
+)
 def test_config_loads_from_any_folder(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Config.fromfile(CONFIGS / path).to_dict() == load(path).to_dict()
@@ -391,6 +628,28 @@ def lr_by_epoch(cfg, epochs):
         optimizer.step()
         for scheduler in schedulers:
             scheduler.step()
+    return lrs
+
+
+def lr_by_iteration(cfg, epochs, iterations):
+    """Step the schedulers of a config as the Runner does, in epochs of a few iterations."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=cfg.optim_wrapper.optimizer.lr)
+    schedulers = []
+    for scheduler in cfg.param_scheduler:
+        cls = mmengine_registry.PARAM_SCHEDULERS.get(scheduler.pop('type'))
+        scheduler.pop('_scope_')
+        build = cls
+        if scheduler.pop('convert_to_iter_based', False):
+            build = cls.build_iter_from_epoch
+            scheduler.epoch_length = iterations
+        schedulers.append(build(optimizer, **scheduler))
+    lrs = []
+    for iteration in range(1, epochs * iterations + 1):
+        lrs.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or iteration % iterations == 0:
+                scheduler.step()
     return lrs
 
 
@@ -443,6 +702,27 @@ def test_pipelines_end_in_the_pixels_of_the_recipe(path, tmp_path):
         assert packed['inputs'].shape == (3, expected, expected)
 
 
+@pytest.mark.parametrize('path', COHORTS)
+def test_views_are_draws_of_one_image(path, tmp_path):
+    cfg = load(path)
+    data = parse(path)[3]
+    size, px = {'cifar100': (32, 32), 'digits': (8, 16)}.get(data, (300, 224))
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / 'image.png'), image)
+    sample = {'img_path': str(tmp_path / 'image.png'), 'img': image, 'gt_label': 0}
+    pipeline = Compose(unwrapped(cfg.train_dataloader.dataset).pipeline)
+    np.random.seed(0)
+    views = pipeline(dict(sample))['inputs']
+    if cfg.model.views == 'shared':
+        assert views.shape == (3, px, px)
+    else:
+        assert [tuple(v.shape) for v in views] == [(3, px, px)] * len(cfg.model.students)
+        # A crop of the digits has few places, so two views may agree.
+        draws = [pipeline(dict(sample))['inputs'] for _ in range(5)]
+        for other in range(1, len(views)):
+            assert any(not torch.equal(draw[0], draw[other]) for draw in draws)
+
+
 # Models
 
 
@@ -459,7 +739,11 @@ def test_model_builds(path, no_initialisation):
     model = build_model(cfg)
     network, _, _, data, px = parse(path)
     assert model.data_preprocessor.num_classes == DATA[data][1]
-    if data == 'in1k':
+    if data == 'in1k' and path in COHORTS:
+        for name, student in students_of(path).items():
+            millions = sum(p.numel() for p in model.students[name].parameters()) / 1e6
+            assert round(millions, 2) == PARAMETERS[student]
+    elif data == 'in1k':
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         assert round(millions, 2) == PARAMETERS[f'{network} {px}' if px else network]
 
@@ -504,6 +788,63 @@ def test_loss_step_reaches_every_parameter(path, px):
     ]
     assert not without
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ('path', 'px'),
+    [
+        ('kdcl-linear_resnet50-resnet18_8xb256_in1k', 64),
+        ('kdcl-general_resnet50-resnet18_8xb256_in1k', 64),
+        ('kdcl-minlogit_resnet50-resnet18-mobilenet-v2-mobilenet-v2-x05_8xb256_in1k', 64),
+        ('kdcl-minlogit_3xresnet18_8xb256-100e_in1k', 64),
+        ('kdcl-naive_resnet32-wrn16-2_1xb128_cifar100', 32),
+        ('kdcl-naive-shared_resnet32-wrn16-2_1xb128_cifar100', 32),
+        ('kdcl-minlogit_resnet20-wrn16-1_1xb64_digits', 16),
+        ('dml_resnet20-wrn16-1_1xb64_digits', 16),
+    ],
+)
+def test_cohorts_loss_step_reaches_every_parameter(path, px):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    cfg = load(f'kdcl/{path}.py')
+    names = list(cfg.model.students)
+    overrides = {f'model.students.{name}.head.num_classes': 3 for name in names}
+    # Of three classes, none has a fifth place.
+    overrides |= {f'model.students.{name}.head.topk': (1,) for name in names}
+    cfg.merge_from_dict({**overrides, 'data_preprocessor.num_classes': 3})
+    model = build_model(cfg)
+    model.init_weights()
+    model.train()
+    labels = [0, 0, 2, 2]
+    views = [torch.randint(256, (4, 3, px, px), dtype=torch.uint8) for _ in names]
+    data = {
+        'inputs': views[0] if cfg.model.views == 'shared' else views,
+        'data_samples': [DataSample().set_gt_label(label) for label in labels],
+    }
+    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
+    distilled = {f'{name}/loss_{path.split("_")[0].split("-")[0]}' for name in names}
+    assert losses.keys() == {f'{name}/loss' for name in names} | distilled
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(losses[key] > 0 for key in distilled)
+    sum(losses.values()).backward()
+    assert all(p.requires_grad for p in model.parameters())
+    assert not [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
+
+
+@pytest.mark.parametrize('path', [p for p in COHORTS if 'parts' in _load(p).optim_wrapper])
+def test_each_student_of_a_mixed_cohort_has_its_optimizer(path, no_initialisation):
+    cfg = load(path)
+    model = build_model(cfg)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert list(wrapper.keys()) == list(cfg.param_scheduler) == list(model.students)
+    for name, student in model.students.items():
+        (group,) = wrapper[name].param_groups
+        assert {id(p) for p in group['params']} == {id(p) for p in student.parameters()}
+        assert (group['lr'], group['weight_decay']) == (0.8, 1e-4)
 
 
 def test_224_px_checkpoint_starts_the_384_px_run(tmp_path, no_initialisation):
@@ -614,7 +955,7 @@ def readme_rows(folder):
     return rows
 
 
-@pytest.mark.parametrize('folder', ['bake', 'vanilla'])
+@pytest.mark.parametrize('folder', ['bake', 'kdcl', 'vanilla'])
 def test_readme_lists_each_config_with_its_published_number(folder):
     rows = readme_rows(folder)
     assert {path for path in PATHS if path.startswith(folder)} <= rows.keys()
@@ -623,8 +964,10 @@ def test_readme_lists_each_config_with_its_published_number(folder):
         for key, value in model['Metadata'].items():
             if key.startswith('Published'):
                 digits = 2 if key.endswith('Error') else 1
-                row = rows[model['Config'].removeprefix('configs/')]
-                assert f'| {value:.{digits}f} |' in row
+                cells = re.split(r'\s*\|\s*', rows[model['Config'].removeprefix('configs/')])
+                for number in value.values() if isinstance(value, dict) else [value]:
+                    digits = max(digits, len(f'{number:g}'.partition('.')[2]))
+                    assert f'{number:.{digits}f}' in cells
 
 
 def test_readme_recipe_is_four_settings_and_works(tmp_path, no_initialisation):
@@ -636,3 +979,35 @@ def test_readme_recipe_is_four_settings_and_works(tmp_path, no_initialisation):
     assert type(build_model(cfg).head).__name__ == 'BAKEHead'
     assert cfg.train_dataloader.sampler.num_instances == 2
     assert cfg.train_dataloader.batch_size % 2 == 0
+
+
+def test_readme_cohorts_work(tmp_path, no_initialisation):
+    text = (CONFIGS / 'kdcl/README.md').read_text()
+    mine, views, optimizers = re.findall(r'```python\n(.*?)```', text, re.S)
+    (tmp_path / 'mine.py').write_text(mine)
+    cfgs = []
+    for index, code in enumerate((mine, views, optimizers)):
+        path = tmp_path / f'{index}.py'
+        path.write_text(code)
+        cfgs.append(Config.fromfile(path))
+        check_types(cfgs[-1].to_dict())
+    model = build_model(cfgs[0])
+    assert list(model.students) == ['resnet50', 'resnet18']
+    assert (model.deploy, model.views) == ('resnet18', 'shared')
+    assert cfgs[0].val_evaluator.topk == (1, 5)
+
+    model = build_model(cfgs[1])
+    assert model.views == 'per_student'
+    image = np.zeros((300, 300, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'image.png'), image)
+    pipeline = Compose(cfgs[1].train_dataloader.dataset.pipeline)
+    packed = pipeline({'img_path': str(tmp_path / 'image.png'), 'gt_label': 0})
+    assert len(packed['inputs']) == len(model.students)
+
+    model = build_model(cfgs[2])
+    lrs = build_optim_wrapper(model, cfgs[2].optim_wrapper).get_lr()
+    assert lrs == {'resnet50.lr': [0.1], 'resnet18.lr': [0.2]}
+    assert {n: s[0].type for n, s in cfgs[2].param_scheduler.items()} == {
+        'resnet50': 'MultiStepLR',
+        'resnet18': 'CosineAnnealingLR',
+    }

@@ -2,13 +2,5 @@ _base_ = [
     '../_base_/models/resnet20.py',
     '../_base_/datasets/digits_bs64.py',
     '../_base_/schedules/digits_bs64.py',
-    '../_base_/default_runtime.py',
+    '../_base_/digits_runtime.py',
 ]
-
-default_hooks = dict(
-    logger=dict(interval=10),
-    checkpoint=dict(max_keep_ckpts=1, save_best='auto'),
-)
-
-# The demonstration gives the same figures each time.
-randomness = dict(seed=0)

@@ -16,7 +16,7 @@ from .divergence import at_least_float32, check_temperature
 # Interior-point method of linear_target: steps, aim of a step relative to the present
 # complementarity, the part of the way to the boundary that a step may go, and the complementarity
 # at which to stop aiming lower. Tests hold the gap that they lead to.
-STEPS = 22
+STEPS = 24
 CENTRING = 0.05
 STEP_FRACTION = 0.995
 SMALLEST_GAP = 1e-8
@@ -175,12 +175,14 @@ def linear_target(logits: Tensor, labels: Tensor) -> Tensor:
     polynomial bound of Potra and Ye, "A quadratically convergent polynomial algorithm for
     solving entropy optimization problems", 1993, for shorter steps). A step eliminates p and q
     and solves m + 2 linear equations per image; it costs one pass over (m, N, K). There are
-    always 22 steps, where 10 are typical and 20 were the most in 10,000 hard cases.
+    always 24 steps.
 
-    **Guarantee.** Solved in float64 whatever the input. Optimality gap at most 1e-6 where logits
-    of different students lie up to 10,000 apart, and never a larger cross-entropy than that of
-    the best student, whose logits are returned where the combination does not beat them. In
-    float32 the result's own rounding comes on top: below 1e-4 for logits up to 1,000.
+    **Guarantee.** Solved in float64 whatever the input. Optimality gap at most 1e-6 where the
+    students' logits of a class lie up to 1,000 apart: in 76,825 hard cases with up to 12
+    students and 1,000 classes, 8 steps were typical and 22 the most. Farther apart, rare images
+    need a few steps more than there are. In float32 the rounding of the result comes on top, and
+    the gap stays below 1e-4 for logits up to 1,000. Never a larger cross-entropy than the best
+    student's: where the combination does not beat it, that student's logits are returned.
 
     Args:
         logits: Logits of the m students, (m, N, K). Detached.

@@ -10,7 +10,7 @@ import copy
 import platform
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import mmengine
@@ -25,12 +25,6 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 
 from kd_mm.version import __version__
-
-# Steps that time the heads alone, for each pair of whole steps: they are short and noisy.
-HEAD_PAIRS_PER_STEP = 10
-# Written between two timed heads, larger than the last-level caches that a backbone's backward
-# pass would have emptied of the head's data.
-COLD_BYTES = 64 * 2**20
 
 
 def compare_steps(
@@ -54,9 +48,11 @@ def compare_steps(
     Each pair of steps draws the same random numbers. On CUDA, times come from events and the
     host never waits inside the timed loop.
 
-    Where the two recipes differ in nothing but the loss of an ``ImageClassifier``'s head, that
-    loss, forward and backward, is also timed alone on fixed features, again in pairs. The
-    difference is what the distillation adds, with an error much smaller than that of a step.
+    Where the two recipes differ in nothing but the loss of an ``ImageClassifier``'s head, the
+    stretch of the step from the call of that loss to the arrival of the gradient at the head's
+    input is also timed, in the same steps and so with the caches as they are there. Both sides
+    get equal features, and the difference, pair by pair, is what the distillation adds: its error
+    is much smaller than that of a step.
 
     Args:
         config: The recipe in question. It is not changed.
@@ -96,17 +92,23 @@ def compare_steps(
     }
     init_default_scope('mmpretrain')
     batch = RandomBatch(config, settings, device)
-    sides = [Side(cfg, settings, device) for cfg in (config, against)]
+    watch = Stopwatch(device, clock)
+    sides = [Side(cfg, settings, device, watch) for cfg in (config, against)]
     same_weights = _share_weights(*sides)
     memory = [_peak_memory(side, batch, device) for side in sides]
 
-    watch = Stopwatch(device, clock)
+    spans, loss_spans = ([], []), ([], [])
     for pair in range(-warmup, steps):
         for index in _order(pair):
-            data = batch.fresh()
+            side, data = sides[index], batch.fresh()
             _seed(pair + warmup)
-            watch.time(index, lambda side=sides[index], data=data: side.step(data), pair >= 0)
-    times = watch.milliseconds()
+            start = watch.now()
+            side.step(data)
+            end = watch.now()
+            if pair >= 0:
+                spans[index].append((start, end))
+                loss_spans[index].append(side.loss_span)
+    times = [watch.milliseconds(side_spans) for side_spans in spans]
     if not all(bool(torch.isfinite(side.loss)) for side in sides):
         raise RuntimeError(
             'a loss is not finite, so that its step says nothing about time: '
@@ -125,16 +127,13 @@ def compare_steps(
     ratios = [a / b for a, b in zip(times[0], times[1], strict=True)]
     report['ratio'] = {**_median_with_interval(ratios), 'pairs': ratios}
     report['distillation'] = None
-    classifiers = all(isinstance(side.model, ImageClassifier) for side in sides)
-    if same_weights and classifiers:
-        extra = _head_extra_ms(sides, batch, steps * HEAD_PAIRS_PER_STEP, device, clock)
+    if same_weights and all(isinstance(side.model, ImageClassifier) for side in sides):
+        loss_times = [watch.milliseconds(side_spans) for side_spans in loss_spans]
+        extra = [a - b for a, b in zip(*loss_times, strict=True)]
         plain_ms = report['against']['step_ms']['median']
         report['distillation'] = {
-            'extra_ms': extra,
-            'overhead': {
-                'median': extra['median'] / plain_ms,
-                'interval': [value / plain_ms for value in extra['interval']],
-            },
+            'extra_ms': {**_median_with_interval(extra), 'pairs': extra},
+            'overhead': _median_with_interval([value / plain_ms for value in extra]),
         }
     return report
 
@@ -206,9 +205,9 @@ def to_markdown(report: dict) -> str:
     if report['distillation']:
         extra, overhead = report['distillation']['extra_ms'], report['distillation']['overhead']
         lines.append(
-            f'- Distillation part alone, {len(extra["pairs"])} pairs: {extra["median"]:+.3f} ms '
-            f'(95 % interval {extra["interval"][0]:+.3f} to {extra["interval"][1]:+.3f} ms), '
-            f'that is **{_percent(overhead["median"])}** of the plain step '
+            f'- What the head adds, in the same steps: median {extra["median"]:+.3f} ms, 95 % '
+            f'interval {extra["interval"][0]:+.3f} to {extra["interval"][1]:+.3f} ms, that is '
+            f'**{_percent(overhead["median"])}** of the plain step '
             f'({_percents(overhead["interval"])}).'
         )
     versions = ', '.join(f'{package} {v}' for package, v in machine['versions'].items())
@@ -262,9 +261,15 @@ class RandomBatch:
 
 
 class Side:
-    """One of the two recipes: its model and its optimizer wrapper."""
+    """One of the two recipes: its model and its optimizer wrapper.
 
-    def __init__(self, config: Config, settings: dict, device: str):
+    Attributes:
+        loss: The last step's loss.
+        loss_span: Start of the last step's head loss and end of its backward, as the stopwatch
+            tells time. None if the model has no single head.
+    """
+
+    def __init__(self, config: Config, settings: dict, device: str, watch: 'Stopwatch'):
         model_cfg = copy.deepcopy(config.model)
         preprocessor_cfg = config.get('data_preprocessor')
         if preprocessor_cfg is not None:
@@ -279,43 +284,38 @@ class Side:
         for group in self.optim_wrapper.param_groups:
             group['lr'] = 0.0
         self.loss = None
+        self.loss_span = None
+        if isinstance(self.model, ImageClassifier):
+            self._time_loss(watch)
 
     def step(self, data: dict) -> None:
         """Run one whole training step."""
         self.loss = self.model.train_step(data, self.optim_wrapper)['loss']
 
-    def head_step(self, feats: tuple[torch.Tensor, ...], data_samples: list[DataSample]) -> None:
-        """Run the head's loss alone, forward and backward down to the features."""
-        with self.optim_wrapper.optim_context(self.model):
-            losses = self.model.head.loss(feats, data_samples)
-        loss, _ = self.model.parse_losses(losses)
-        loss.backward()
+    def _time_loss(self, watch: 'Stopwatch') -> None:
+        loss = self.model.head.loss
+
+        def timed_loss(feats, data_samples, **kwargs):
+            start = watch.now()
+
+            def stop(grad):
+                self.loss_span = (start, watch.now())
+
+            feats[-1].register_hook(stop)
+            return loss(feats, data_samples, **kwargs)
+
+        self.model.head.loss = timed_loss
 
 
 class Stopwatch:
-    """Times calls without making the host wait for the device between them."""
+    """Tells time on a device without making the host wait for it."""
 
     def __init__(self, device: str, clock: str):
         self.cuda = device == 'cuda'
         self.clock = clock
-        self.spans = ([], [])
 
-    def time(self, index: int, call: Callable[[], None], keep: bool = True) -> None:
-        """Run ``call`` and remember its start and end under ``index``, 0 or 1."""
-        start = self._now()
-        call()
-        end = self._now()
-        if keep:
-            self.spans[index].append((start, end))
-
-    def milliseconds(self) -> tuple[list[float], list[float]]:
-        """Return the times of both sides, in the order in which they ran."""
-        if self.cuda:
-            torch.cuda.synchronize()
-            return tuple([start.elapsed_time(end) for start, end in side] for side in self.spans)
-        return tuple([(end - start) * 1000 for start, end in side] for side in self.spans)
-
-    def _now(self):
+    def now(self) -> 'float | torch.cuda.Event':
+        """Return the present, for :meth:`milliseconds`."""
         if self.clock == 'cpu':
             return time.process_time()
         if not self.cuda:
@@ -324,34 +324,12 @@ class Stopwatch:
         event.record()
         return event
 
-
-def _head_extra_ms(
-    sides: list[Side], batch: RandomBatch, pairs: int, device: str, clock: str
-) -> dict:
-    """Time the loss of both heads on the same features: median and interval of A - B."""
-    first = sides[0].model
-    with torch.no_grad():
-        data = first.data_preprocessor(batch.fresh(), True)
-        feats = first.extract_feat(data['inputs'])
-    feats = tuple(feat.detach().requires_grad_() for feat in feats)
-    cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device=device)
-    watch = Stopwatch(device, clock)
-    warmup = pairs // 10
-    for pair in range(-warmup, pairs):
-        for index in _order(pair):
-            side = sides[index]
-            side.model.head.zero_grad(set_to_none=True)
-            for feat in feats:
-                feat.grad = None
-            cold.fill_(index)
-            watch.time(
-                index,
-                lambda side=side: side.head_step(feats, data['data_samples']),
-                pair >= 0,
-            )
-    times = watch.milliseconds()
-    extra = [a - b for a, b in zip(*times, strict=True)]
-    return {**_median_with_interval(extra), 'pairs': extra}
+    def milliseconds(self, spans: list[tuple]) -> list[float]:
+        """Return the length of each span of two moments."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) for start, end in spans]
+        return [(end - start) * 1000 for start, end in spans]
 
 
 def _peak_memory(side: Side, batch: RandomBatch, device: str) -> int | None:

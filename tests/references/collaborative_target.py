@@ -52,17 +52,21 @@ def general_target(logits, weights, temperature):
     return result
 
 
-def generalization_weights(true_class_probs):
-    """The formula of the paper; no ridge and no clipping."""
+def second_moment(true_class_probs):
     m, num_images = true_class_probs.shape
-    covariance = np.zeros((m, m))
+    result = np.zeros((m, m))
     for i in range(m):
         for j in range(m):
             for n in range(num_images):
                 error = (true_class_probs[i, n] - 1) * (true_class_probs[j, n] - 1)
-                covariance[i, j] += error / num_images
-    ones = np.ones(m)
-    inverse = np.linalg.inv(covariance)
+                result[i, j] += error / num_images
+    return result
+
+
+def generalization_weights(true_class_probs):
+    """The formula of the paper; no ridge and no clipping."""
+    ones = np.ones(len(true_class_probs))
+    inverse = np.linalg.inv(second_moment(true_class_probs))
     return inverse @ ones / (ones @ inverse @ ones)
 
 

@@ -1,0 +1,5 @@
+# For several students, who see the same images.
+_base_ = './digits_bs64.py'
+
+val_evaluator = dict(type='kd_mm.CohortAccuracy')
+test_evaluator = val_evaluator

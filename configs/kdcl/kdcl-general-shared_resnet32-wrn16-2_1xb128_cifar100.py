@@ -1,0 +1,28 @@
+_base_ = './kdcl-minlogit-shared_resnet32-wrn16-2_1xb128_cifar100.py'
+
+model = dict(target='general')
+
+# 50 images of each class say how well each student generalises; none is trained on.
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='kd_mm.HoldOut',
+        part='train',
+        num_per_class=50,
+        dataset=_base_.train_dataloader.dataset,
+    )
+)
+default_hooks = dict(
+    generalization_weights=dict(
+        type='kd_mm.GeneralizationWeightsHook',
+        dataloader=dict(
+            _base_.val_dataloader,
+            dataset=dict(
+                type='kd_mm.HoldOut',
+                part='held_out',
+                num_per_class=50,
+                dataset=dict(_base_.train_dataloader.dataset, pipeline=_base_.test_pipeline),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,28 @@
+_base_ = './kdcl-minlogit_resnet20-wrn16-1_1xb64_digits.py'
+
+model = dict(target='general')
+
+# 10 images of each class say how well each student generalises; none is trained on.
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='kd_mm.HoldOut',
+        part='train',
+        num_per_class=10,
+        dataset=_base_.train_dataloader.dataset,
+    )
+)
+default_hooks = dict(
+    generalization_weights=dict(
+        type='kd_mm.GeneralizationWeightsHook',
+        dataloader=dict(
+            _base_.val_dataloader,
+            dataset=dict(
+                type='kd_mm.HoldOut',
+                part='held_out',
+                num_per_class=10,
+                dataset=dict(_base_.train_dataloader.dataset, pipeline=_base_.test_pipeline),
+            ),
+        ),
+    )
+)

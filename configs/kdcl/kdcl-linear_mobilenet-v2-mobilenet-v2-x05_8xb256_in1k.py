@@ -1,0 +1,3 @@
+_base_ = './kdcl-minlogit_mobilenet-v2-mobilenet-v2-x05_8xb256_in1k.py'
+
+model = dict(target='linear')

@@ -1,0 +1,3 @@
+_base_ = './kdcl-minlogit_resnet18-mobilenet-v2_8xb256_in1k.py'
+
+model = dict(target='linear')

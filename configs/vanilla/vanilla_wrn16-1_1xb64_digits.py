@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/wrn16_1.py',
+    '../_base_/datasets/digits_bs64.py',
+    '../_base_/schedules/digits_bs64.py',
+    '../_base_/digits_runtime.py',
+]
