@@ -1,5 +1,6 @@
 """Run a function on several gloo ranks and collect what each returns."""
 
+import multiprocessing
 import pickle
 
 import torch
@@ -22,12 +23,17 @@ def _worker(rank, function, world_size, folder, args):
 
 
 def run_on_ranks(function, folder, *args, world_size=2):
-    """Return ``[function(rank, *args) for rank in range(world_size)]``, one process each."""
+    """Return ``[function(rank, *args) for rank in range(world_size)]``, one process each.
+
+    The processes are forked from one that has imported, and done, nothing else: a fork of this
+    one, whose autograd threads it would lack, may hang in its first backward pass.
+    """
+    multiprocessing.set_forkserver_preload(['mmpretrain.models', 'kd_mm.models', 'kd_mm.engine'])
     torch.multiprocessing.start_processes(
         _worker,
         args=(function, world_size, folder, args),
         nprocs=world_size,
-        start_method='fork',
+        start_method='forkserver',
     )
     return [pickle.loads((folder / f'{rank}.pkl').read_bytes()) for rank in range(world_size)]
 

@@ -130,6 +130,15 @@ def test_weights_of_general_live_in_the_state_and_enter_the_target():
     assert losses['b/loss_kdcl'].item() > 1e-3
 
 
+def test_weights_of_general_stay_with_their_students_when_a_dump_sorts_them():
+    model, turned = build(('b', 'c', 'a'), target='general'), build(target='general')
+    model.weights.copy_(torch.tensor([0.6, 0.3, 0.1]))  # a, b, c
+    turned.load_state_dict(model.state_dict())
+    first, second = (m(*batch(), mode='loss') for m in (model, turned))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value)
+
+
 def test_a_student_with_bake_keeps_both_losses():
     students = {'a': student(head='kd_mm.BAKEHead'), 'b': student()}
     losses = build_cohort(students, type='kd_mm.KDCL')(*batch(), mode='loss')

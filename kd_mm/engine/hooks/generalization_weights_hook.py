@@ -104,7 +104,7 @@ class GeneralizationWeightsHook(Hook):
             module.training = training
         weights = weights_from_second_moment(moment)
         model.weights.copy_(weights)
-        named = dict(zip(model.students, weights.tolist(), strict=True))
+        named = dict(zip(model.names, weights.tolist(), strict=True))
         for name, weight in named.items():
             runner.message_hub.update_scalar(f'general_weight/{name}', weight)
         listed = '  '.join(f'general_weight/{name}: {w:.4f}' for name, w in named.items())
@@ -142,7 +142,9 @@ def _true_class_probs(model: nn.Module, batch: dict) -> Tensor:
             f'{len(data["inputs"])} views; leave MultiView out of it'
         )
     labels = torch.cat([sample.gt_label for sample in data['data_samples']])
-    logits = torch.stack([s(data['inputs'], mode='tensor') for s in model.students.values()])
+    logits = torch.stack(
+        [model.students[name](data['inputs'], mode='tensor') for name in model.names]
+    )
     # In float64, so that f - 1 keeps its digits where a student is sure.
     probs = logits.double().softmax(dim=-1)
     return torch.take_along_dim(probs, labels[None, :, None], dim=2).squeeze(2)

@@ -116,6 +116,14 @@ class BaseCohort(BaseModel):
         )
         self._check_classes()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The students' names in alphabetical order.
+
+        What is stored by position follows it: MMEngine sorts the keys of a config that it dumps.
+        """
+        return tuple(sorted(self.students))
+
     @staticmethod
     def _build_student(name: str, cfg: Mapping) -> nn.Module:
         """Build one student, whose preprocessor stays unused."""

@@ -73,9 +73,8 @@ class KDCL(BaseCohort):
         self, logits: dict[str, Tensor], data_samples: list[DataSample]
     ) -> dict[str, Tensor]:
         """Return ``<name>/loss_kdcl`` of each student; see the base class."""
-        target_probs = self.target_probs(
-            torch.stack([z.detach() for z in logits.values()]), data_samples
-        )
+        stacked = torch.stack([logits[name].detach() for name in self.names])
+        target_probs = self.target_probs(stacked, data_samples)
         return {
             f'{name}/loss_kdcl': self.loss_weight
             * soft_target_kl(z, target_probs, self.temperature).mean()
@@ -86,7 +85,7 @@ class KDCL(BaseCohort):
         """Return the soft target at the temperature.
 
         Args:
-            logits: All students' logits, (m, N, K).
+            logits: All students' logits, (m, N, K), by name in alphabetical order.
             data_samples: Labels of the N images.
 
         Returns:
