@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from kd_mm import export
-from kd_mm.export import export_student, plain_cfg, plain_model_cfg
+from kd_mm.export import export_student, plain_cfg, plain_model_cfg, student_names
 
 
 def config(head=None, **kwargs):
@@ -129,3 +129,80 @@ def test_a_network_that_answers_otherwise_writes_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='nothing was written'):
         export_student(cfg, state, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def cohort():
+    """Two students, one of them with BAKE, each with its own optimizer and schedule."""
+    students = {
+        'b': config().model.to_dict(),
+        'a': {
+            **config().model.to_dict(),
+            'head': {**config().model.head, 'type': 'LinearClsHead'},
+        },
+    }
+    del students['a']['head']['omega']
+    return config(
+        model={'type': 'kd_mm.KDCL', 'students': students, 'deploy': 'a'},
+        optim_wrapper={
+            'constructor': 'kd_mm.JointOptimWrapperConstructor',
+            'parts': {
+                'a': {'optimizer': {'type': 'SGD', 'lr': 0.1}, 'prefix': 'students.a'},
+                'b': {'optimizer': {'type': 'SGD', 'lr': 0.2}},
+            },
+        },
+        param_scheduler={'a': [{'type': 'MultiStepLR'}], 'b': [{'type': 'StepLR'}]},
+        train_dataloader={
+            'dataset': {
+                'type': 'kd_mm.HoldOut',
+                'num_per_class': 1,
+                'dataset': {
+                    'type': 'MNIST',
+                    'pipeline': [
+                        {
+                            'type': 'mmpretrain.MultiView',
+                            'num_views': 2,
+                            'transforms': [[{'type': 'RandomFlip'}]],
+                        },
+                        {'type': 'PackInputs'},
+                    ],
+                },
+            }
+        },
+        val_evaluator={'type': 'kd_mm.CohortAccuracy', 'topk': (1, 5)},
+    )
+
+
+def test_plain_config_of_a_student_is_that_of_a_plain_training():
+    cfg = cohort()
+    before = cfg.to_dict()
+    plain = plain_cfg(cfg, 'b')
+    assert cfg.to_dict() == before
+    assert 'kd_mm' not in plain.pretty_text
+    assert plain.model.head.type == 'LinearClsHead'
+    assert plain.optim_wrapper == {'optimizer': {'type': 'SGD', 'lr': 0.2}}
+    assert plain.param_scheduler == [{'type': 'StepLR'}]
+    assert plain.val_evaluator == {'type': 'Accuracy', 'topk': (1, 5)}
+    pipeline = [{'type': 'RandomFlip'}, {'type': 'PackInputs'}]
+    assert plain.train_dataloader.dataset == {'type': 'MNIST', 'pipeline': pipeline}
+    assert 'prefix' not in plain_cfg(cfg, 'a').optim_wrapper
+
+
+def test_each_student_is_exported_alone(tmp_path):
+    cfg = cohort()
+    state = weights(cfg)
+    assert student_names(cfg) == ['a', 'b']  # the deployed one first
+    assert student_names(config()) == []
+    for name in (None, 'b'):
+        done = export_student(cfg, state, tmp_path / str(name), student=name)
+        saved = torch.load(done.weights, weights_only=True)['state_dict']
+        prefix = f'students.{name or "a"}.'
+        expected = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        assert saved.keys() == expected.keys()
+        assert all(torch.equal(saved[key], value) for key, value in expected.items())
+
+
+def test_a_student_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="student must be one of a, b, but got 'c'"):
+        export_student(cohort(), {}, tmp_path, student='c')
+    with pytest.raises(ValueError, match="trains one network, so there is no student 'c'"):
+        export_student(config(), {}, tmp_path, student='c')
