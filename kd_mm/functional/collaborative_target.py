@@ -228,11 +228,10 @@ def _simplex_weights(shifted: Tensor) -> Tensor:
     num_images, m, num_classes = shifted.shape
     students, classes = slice(num_classes, None), slice(num_classes)
 
-    # One more row holds the multiplier of sum(p) = 1.
+    # Newton's equations: one row per student, one each for sum(p) = 1 and sum(alpha) = 1.
     rows = torch.cat([shifted, torch.ones_like(shifted[:, :1])], dim=1)
     system = shifted.new_zeros(num_images, m + 2, m + 2)
-    system[:, :m, m + 1] = -1
-    system[:, m + 1, :m] = 1
+    system[:, :m, m + 1] = system[:, m + 1, :m] = 1
     newton, diagonal = system[:, : m + 1, : m + 1], system.diagonal(dim1=1, dim2=2)[:, :m]
 
     # The start: equal weights, and the p that makes p q equal for all classes.
@@ -260,7 +259,8 @@ def _simplex_weights(shifted: Tensor) -> Tensor:
         damping = (q + 1).reciprocal()
         weighted = rows * (p * damping)[:, None]
         newton.copy_(weighted @ rows.mT)
-        # The second term is the rounding error of the first: it keeps the system regular.
+        # The last term, as large as the rounding error, keeps the system of students that are
+        # alike regular.
         diagonal.add_(v / alpha + 4e-16 * diagonal)
         gradient = (residual[:, None] @ weighted.mT)[:, 0]
         right = torch.cat(

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from torch import nn
 
 
 def _statistics_of_history(owner: type, name: str) -> object:
@@ -77,6 +79,20 @@ def load_checkpoint(path: str | Path) -> dict:
             f'a {type(checkpoint).__name__}'
         )
     return checkpoint if 'state_dict' in checkpoint else {'state_dict': checkpoint}
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Return the model inside a distributed or a test-time augmentation wrapper.
+
+    Args:
+        model: The model of a runner.
+
+    Returns:
+        The model that checkpoints are written from and read into.
+    """
+    if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        return bare_model(model.module)
+    return model
 
 
 def check_keys(found: Iterable[str], wanted: Iterable[str], source: str) -> None:

@@ -16,7 +16,7 @@ import kd_mm.registry
 from kd_mm.datasets.labels import index_labels
 from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.models.heads import BAKEMixin
-from kd_mm.utils.checkpoint import load_checkpoint
+from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 PREFIX = f'{kd_mm.registry.SCOPE}.'
@@ -53,7 +53,11 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
     if cfg.get('resume') and path is None:
         path = find_latest_checkpoint(cfg.work_dir)
     if path is not None and '://' not in path:
-        load_checkpoint(path)
+        found = load_checkpoint(path)['state_dict']
+        preprocessor = cfg.get('data_preprocessor')
+        default = {} if preprocessor is None else {'data_preprocessor': preprocessor}
+        model = bare_model(MODELS.build({**default, **cfg.model}))
+        check_keys((name.removeprefix('module.') for name in found), model.state_dict(), path)
 
 
 def _our_registries() -> dict[str, Registry]:

@@ -242,6 +242,17 @@ def test_linear_reaches_the_minimum_however_large_the_logits(kind, scale):
         np.testing.assert_allclose(cross_entropies(target, labels), minimum, rtol=1e-12, atol=1e-6)
 
 
+def test_linear_does_not_mind_copies_of_a_student():
+    """Their weights are not unique, and at large logits the equations for them are singular."""
+    logits, labels = draw(m=2, num_images=40, num_classes=100, scale=1, kind='heavy')
+    logits = 1000 * logits.clip(-5, 5)
+    minimum = [
+        reference.least_cross_entropy(logits[:, n], label) for n, label in enumerate(labels)
+    ]
+    target = linear_target(*tensors(logits[[0, 1, 0, 0]], labels)).numpy()
+    np.testing.assert_allclose(cross_entropies(target, labels), minimum, rtol=1e-12, atol=1e-6)
+
+
 @pytest.mark.parametrize('soft', [False, True], ids=['classes', 'soft labels'])
 @pytest.mark.parametrize('dtype', GAPS)
 @pytest.mark.parametrize('scale', [1.0, 30.0, 1000.0, 1e6])
@@ -374,7 +385,10 @@ def test_targets_carry_no_gradient_and_change_no_input(soft):
     before = z.detach().clone(), y.detach().clone()
     for target in (*all_targets(z, y), general_target(z, weights, 2.0)):
         assert not target.requires_grad
-    assert not generalization_weights(z[0].sigmoid()).requires_grad
+    probs = z[0].sigmoid()
+    assert not second_moment(probs).requires_grad
+    assert not weights_from_second_moment(probs[:, :3].T @ probs[:, :3]).requires_grad
+    assert not generalization_weights(probs).requires_grad
     assert torch.equal(z, before[0])
     assert torch.equal(y, before[1])
 

@@ -110,6 +110,20 @@ def test_our_test_tool_gives_the_accuracy_of_training(work_dir, tmp_path):
         assert metrics['accuracy/top1'] == pytest.approx(logged, abs=1e-4)
 
 
+def test_test_time_augmentation_loads_the_checkpoint(work_dir, tmp_path):
+    output = run_tool(
+        'test.py',
+        CONFIG,
+        work_dir / 'deploy/model.pth',
+        '--tta',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        SHORT[2],
+    ).stdout
+    assert re.search(r'Epoch\(test\).*accuracy/top1: [\d.]+', output)
+
+
 def test_resume_goes_on_behind_the_last_epoch(work_dir):
     output = train(work_dir, '--resume', epochs=2).stdout
     assert 'resumed epoch: 1' in output
@@ -150,7 +164,8 @@ def test_flags_of_mmpretrain_do_what_they_say(monkeypatch):
     assert (automatic.resume, automatic.load_from) == (True, None)
     assert (named.resume, named.load_from) == (True, 'a.pth')
 
-    workers = ['--cfg-options', 'train_dataloader.num_workers=2']
+    keep = 'train_dataloader.persistent_workers=True'
+    workers = ['--cfg-options', 'train_dataloader.num_workers=2', keep]
     assert merged(monkeypatch, *workers).train_dataloader.persistent_workers
     stopped = merged(monkeypatch, '--no-persistent-workers', *workers)
     assert not stopped.train_dataloader.persistent_workers

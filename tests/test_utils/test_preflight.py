@@ -147,7 +147,10 @@ def test_a_checkpoint_of_another_model_stops_the_run(tmp_path):
         'test.py', DIGITS, tmp_path / 'other.pth', '--work-dir', tmp_path / 'w', check=False
     )
     assert done.returncode == 1
-    assert 'none of the 1 names in' in done.stdout.strip().splitlines()[-1]
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith('error: at least one weight of the model must be in the checkpoint')
+    assert 'none of the 1 names in' in last
+    assert not (tmp_path / 'w').exists()
 
 
 def test_options_follow_the_arguments_that_are_passed_on():

@@ -1,11 +1,10 @@
 """A checkpoint that fits nothing stops the run."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from kd_mm.registry import HOOKS
-from kd_mm.utils.checkpoint import check_keys
+from kd_mm.utils.checkpoint import bare_model, check_keys
 
 
 @HOOKS.register_module()
@@ -25,7 +24,7 @@ class CheckpointGuardHook(Hook):
         Raises:
             ValueError: If no name fits.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner.model)
         weights = checkpoint.get('state_dict', checkpoint)
         source = runner._load_from or 'the checkpoint'
         check_keys([name.removeprefix('module.') for name in weights], model.state_dict(), source)

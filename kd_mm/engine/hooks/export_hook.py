@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from kd_mm.export import export_student, student_names
 from kd_mm.registry import HOOKS
+from kd_mm.utils.checkpoint import bare_model
 
 FOLDER = 'deploy'
 
@@ -33,7 +33,7 @@ class ExportHook(Hook):
             runner: The runner whose training ended.
         """
         work_dir = Path(runner.work_dir)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner.model)
         state_dict = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
         meta = {'dataset_meta': runner.train_loop.dataloader.dataset.metainfo}
         exports = {

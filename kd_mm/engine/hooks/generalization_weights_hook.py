@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from kd_mm.datasets.hold_out import PARTS, HoldOut
 from kd_mm.functional.collaborative_target import second_moment, weights_from_second_moment
 from kd_mm.registry import HOOKS
+from kd_mm.utils.checkpoint import bare_model
 
 PROGRESS_INTERVAL = 20  # iterations between two lines
 
@@ -58,7 +58,7 @@ class GeneralizationWeightsHook(Hook):
         Raises:
             ValueError: See the class.
         """
-        model = _unwrapped(runner)
+        model = bare_model(runner.model)
         if 'weights' not in dict(model.named_buffers(recurse=False)):
             raise ValueError(
                 "kd_mm.GeneralizationWeightsHook needs a model with a buffer 'weights', "
@@ -96,7 +96,7 @@ class GeneralizationWeightsHook(Hook):
         Args:
             runner: The runner that trains.
         """
-        model = _unwrapped(runner)
+        model = bare_model(runner.model)
         modes = {module: module.training for module in model.modules()}
         model.eval()
         moment = self._second_moment(model, runner)
@@ -126,11 +126,6 @@ class GeneralizationWeightsHook(Hook):
                 )
         all_reduce(sums)
         return sums[:m] / sums[m]
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    """Return the model inside of a distributed wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _true_class_probs(model: nn.Module, batch: dict) -> Tensor:
