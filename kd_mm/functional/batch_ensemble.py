@@ -39,6 +39,8 @@ def _kernel(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     if valid is not None:
         kernel *= valid[:, None] * valid
     degree = kernel.sum(dim=1)
+    if valid is None and len(features) > 1:
+        return kernel, degree
     # A row without any partner keeps its own knowledge, as a softmax over itself alone would.
     alone = (degree == 0).to(kernel.dtype)
     kernel.diagonal().add_(alone)
@@ -132,8 +134,9 @@ def ensemble_knowledge(
         probs = F.softmax(logits / temperature, dim=1)
         kernel, degree = _kernel(features.to(logits.dtype), valid)
         knowledge = degree[:, None] * probs
+        system = kernel.mul_(-omega)
+        system.diagonal().add_(degree)
         # cholesky_ex: the plain call waits for the device to report that the factor exists.
-        system = torch.diag_embed(degree).sub_(kernel, alpha=omega)
         factor = torch.linalg.cholesky_ex(system).L
         num_images, num_classes = logits.shape
         if len(range(*rows.indices(num_images))) < num_classes:

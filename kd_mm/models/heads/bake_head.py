@@ -81,8 +81,10 @@ class BAKEMixin(ScoredHead):
         cls_score = self.classifier(embedding)
         losses = self._get_loss(cls_score, data_samples, **kwargs)
         batch = self.gather(embedding, cls_score)
-        losses['loss'] = losses['loss'] * batch.share
-        losses['loss_bake'] = self.bake_loss(cls_score, batch) * batch.share
+        losses['loss_bake'] = self.bake_loss(cls_score, batch)
+        if batch.share is not None:
+            for name in ('loss', 'loss_bake'):
+                losses[name] = losses[name] * batch.share
         return losses, cls_score
 
 

@@ -19,15 +19,15 @@ class GlobalBatch(NamedTuple):
         rows: Where this rank's n images lie in N.
         valid: (N,) ones for images and zeros for padding; None where nothing is padded.
         share: Factor that turns this rank's mean over n images into its part of the mean over all
-            images, once gradients are averaged over ranks: ``n * world_size / N``. 1 where ranks
-            hold equal batches.
+            images, once gradients are averaged over ranks: ``n * world_size / N``. None where
+            the batch is one rank's.
     """
 
     features: Tensor
     logits: Tensor
     rows: slice
     valid: Tensor | None
-    share: Tensor | float
+    share: Tensor | None
 
 
 class BatchGatherer:
@@ -65,7 +65,7 @@ class BatchGatherer:
         features, logits = features.detach(), logits.detach()
         num_images = len(features)
         if self.mode == 'local' or get_world_size() == 1:
-            return GlobalBatch(features, logits, slice(0, num_images), None, 1.0)
+            return GlobalBatch(features, logits, slice(0, num_images), None, None)
 
         if not self._capacity:
             largest = torch.tensor(num_images, device=features.device)
