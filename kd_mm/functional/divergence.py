@@ -77,4 +77,6 @@ def soft_target_kl(logits: Tensor, target_probs: Tensor, temperature: float) -> 
         )
     log_probs = F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
     target_probs = at_least_float32(target_probs.detach())
-    return temperature**2 * F.kl_div(log_probs, target_probs, reduction='none').sum(dim=-1)
+    # As F.kl_div, in fewer operations; 0 log 0 = 0.
+    terms = torch.xlogy(target_probs, target_probs) - target_probs * log_probs
+    return temperature**2 * terms.sum(dim=-1)
