@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .divergence import at_least_float32, check_temperature
+from .divergence import at_least_float32, check_temperature, full_precision
+
+_EPS = 1e-12  # smallest norm, as in F.normalize
 
 
 def check_omega(omega: float) -> None:
@@ -33,7 +35,10 @@ def check_omega(omega: float) -> None:
 
 def _kernel(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return exp(cosine) with an empty diagonal, (N, N), symmetric, and its row sums, (N,)."""
-    features = F.normalize(at_least_float32(features), dim=1)
+    features = at_least_float32(features)
+    # As F.normalize, in half the time on a CPU.
+    norm = (features * features).sum(dim=1, keepdim=True).clamp_min_(_EPS**2).sqrt_()
+    features = features / norm
     kernel = (features @ features.T).exp_()
     kernel.fill_diagonal_(0)
     if valid is not None:
@@ -71,7 +76,7 @@ def affinity(features: Tensor) -> Tensor:
                 [0.7311, 0.0000, 0.2689],
                 [0.5000, 0.5000, 0.0000]])
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device.type):
         kernel, degree = _kernel(features, None)
         return kernel / degree[:, None]
 
@@ -129,19 +134,18 @@ def ensemble_knowledge(
             f'{len(features)} and {len(logits)} rows'
         )
     rows = slice(None) if rows is None else rows
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device.type):
         logits = at_least_float32(logits)
         probs = F.softmax(logits / temperature, dim=1)
         kernel, degree = _kernel(features.to(logits.dtype), valid)
-        knowledge = degree[:, None] * probs
-        system = kernel.mul_(-omega)
-        system.diagonal().add_(degree)
+        # (1 - omega) (D - omega S)^-1 = (c D - c omega S)^-1 with c = 1 / (1 - omega)
+        knowledge = probs.mul_(degree[:, None])
+        system = kernel.mul_(omega / (omega - 1))
+        system.diagonal().add_(degree, alpha=1 / (1 - omega))
         # cholesky_ex: the plain call waits for the device to report that the factor exists.
-        factor = torch.linalg.cholesky_ex(system).L
+        factor = torch.linalg.cholesky_ex(system, upper=True).L
         num_images, num_classes = logits.shape
         if len(range(*rows.indices(num_images))) < num_classes:
             wanted = torch.eye(num_images, dtype=factor.dtype, device=factor.device)[:, rows]
-            target = torch.cholesky_solve(wanted, factor).T @ knowledge
-        else:
-            target = torch.cholesky_solve(knowledge, factor)[rows]
-        return target.mul_(1 - omega)
+            return torch.cholesky_solve(wanted, factor, upper=True).T @ knowledge
+        return torch.cholesky_solve(knowledge, factor, upper=True)[rows]

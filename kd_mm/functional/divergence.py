@@ -1,5 +1,7 @@
 """The temperature-softened Kullback-Leibler divergence that every method here distils with."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,27 @@ def at_least_float32(x: Tensor) -> Tensor:
         torch.float32
     """
     return x if x.dtype == torch.float64 else x.float()
+
+
+def full_precision(device_type: str) -> AbstractContextManager:
+    """Switch autocast off for a block, at no cost where it is off already.
+
+    Args:
+        device_type: Type of the tensors' device: ``'cpu'``, ``'cuda'``, ...
+
+    Returns:
+        A context manager.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.ones(1, 1)
+        >>> with torch.autocast('cpu'), full_precision('cpu'):
+        ...     (x @ x).dtype
+        torch.float32
+    """
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def check_temperature(temperature: float) -> None:
@@ -78,5 +101,5 @@ def soft_target_kl(logits: Tensor, target_probs: Tensor, temperature: float) -> 
     log_probs = F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
     target_probs = at_least_float32(target_probs.detach())
     # As F.kl_div, in fewer operations; 0 log 0 = 0.
-    terms = torch.xlogy(target_probs, target_probs) - target_probs * log_probs
+    terms = torch.xlogy(target_probs, target_probs).sub_(target_probs * log_probs)
     return temperature**2 * terms.sum(dim=-1)
