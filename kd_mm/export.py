@@ -11,8 +11,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from kd_mm.models.algorithms import BaseCohort
+from kd_mm.models.algorithms import FFSD, BaseCohort
 from kd_mm.models.algorithms.base import student_cfg
+from kd_mm.models.algorithms.ffsd import deepest_only
 from kd_mm.models.heads import BAKEMixin
 from kd_mm.registry import MODELS
 from kd_mm.utils.checkpoint import check_keys
@@ -93,12 +94,39 @@ def student_names(cfg: Config) -> list[str]:
     Returns:
         Names that :func:`export_student` takes.
     """
-    cls = MODELS.get(str(cfg.model.get('type')))
+    cls = _model_class(cfg)
     if cls is None or not issubclass(cls, BaseCohort):
         return []
     names = list(cfg.model.students)
-    deploy = cfg.model.get('deploy') or names[0]
+    deploy = cfg.model.get('deploy') or _leader(cfg) or names[0]
     return [deploy, *(name for name in names if name != deploy)]
+
+
+def shipped_names(cfg: Config) -> list[str]:
+    """Return the names of the students that a finished training exports.
+
+    Args:
+        cfg: Config of a kd_mm run.
+
+    Returns:
+        All students, the deployed one first; of an FFSD cohort the leader alone, if it has one.
+        None for one network.
+    """
+    leader = _leader(cfg)
+    return student_names(cfg) if leader is None else [leader]
+
+
+def _model_class(cfg: Config) -> type | None:
+    return MODELS.get(str(cfg.model.get('type')))
+
+
+def _leader(cfg: Config) -> str | None:
+    """Return the name of an FFSD cohort's leader."""
+    cls = _model_class(cfg)
+    if cls is None or not issubclass(cls, FFSD):
+        return None
+    default = inspect.signature(FFSD).parameters['leader'].default
+    return cfg.model.get('leader', default)
 
 
 def _choose_student(cfg: Config, student: str | None) -> str | None:
@@ -144,6 +172,19 @@ def _plain_evaluator(evaluator: Any) -> Any:
     return evaluator
 
 
+def _part_of(student: str, parts: Mapping[str, Mapping]) -> str:
+    """Return the name of the optimizer part that trains a student."""
+    for part, settings in parts.items():
+        prefixes = settings.get('prefix', f'students.{part}')
+        prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
+        if {'students', f'students.{student}'} & set(prefixes):
+            return part
+    raise ValueError(
+        f'a part of optim_wrapper.parts must train student {student}, but there are only '
+        f"{', '.join(parts)}; give one prefix='students.{student}'"
+    )
+
+
 def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     """Return the config of a plain mmpretrain run of the same network on the same data.
 
@@ -162,18 +203,24 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     name = _choose_student(cfg, student)
     if name is not None:
         augments = plain['model'].get('train_cfg')
-        plain['model'] = student_cfg(plain['model']['students'][name]).to_dict()
+        student = student_cfg(plain['model']['students'][name])
+        if issubclass(_model_class(cfg), FFSD):
+            student = deepest_only(student)
+        plain['model'] = student.to_dict()
         if augments:
             plain['model']['train_cfg'] = augments
         optim_wrapper = plain.get('optim_wrapper') or {}
         if 'parts' in optim_wrapper:
+            part = _part_of(name, optim_wrapper['parts'])
             plain['optim_wrapper'] = {
                 key: value
-                for key, value in optim_wrapper['parts'][name].items()
+                for key, value in optim_wrapper['parts'][part].items()
                 if key != 'prefix'
             }
-        if isinstance(plain.get('param_scheduler'), Mapping) and name in plain['param_scheduler']:
-            plain['param_scheduler'] = plain['param_scheduler'][name]
+            if isinstance(plain.get('param_scheduler'), Mapping):
+                plain['param_scheduler'] = plain['param_scheduler'].get(
+                    part, plain['param_scheduler']
+                )
     plain['model'] = plain_model_cfg(plain['model'])
     if plain.get('train_dataloader'):
         plain['train_dataloader'] = _plain_train_dataloader(plain['train_dataloader'])
@@ -256,6 +303,10 @@ def export_student(
             for key, weight in state_dict.items()
             if key.startswith(prefix)
         }
+        # The norms of maps that a deployed backbone does not give. The logits tell if it is more.
+        unused = state_dict.keys() - network.state_dict().keys()
+        for key in (key for key in unused if key.startswith('backbone.')):
+            del state_dict[key]
     _load(network, state_dict)
     images = _random_images(cfg)
     difference = (trained(images) - network(images)).abs().max().item()

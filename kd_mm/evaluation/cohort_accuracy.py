@@ -1,6 +1,6 @@
 """The accuracy of every student of a cohort, in one pass over the data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from mmengine.evaluator import BaseMetric
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_mm.registry import METRICS
 
-SUMMARIES = ('mean', 'best', 'ensemble')
+SUMMARIES = ('mean', 'best', 'ensemble', 'any_right')
 
 
 @METRICS.register_module()
@@ -17,20 +17,24 @@ class CohortAccuracy(BaseMetric):
 
     Keys, in this order, for each k: ``<name>/accuracy/top<k>`` of each student;
     ``mean/accuracy/top<k>``, the mean of the students' accuracies; ``best/accuracy/top<k>``, the
-    highest of them; ``ensemble/accuracy/top<k>``, the accuracy of the students' mean probability.
-    All are percentages of the images. Each of them serves as ``save_best`` of MMEngine's
-    ``CheckpointHook``.
+    highest of them; ``ensemble/accuracy/top<k>``, the accuracy of the students' mean probability;
+    and ``<name>/accuracy/top<k>`` of each classifier beside them (FFSD's leader and fusion), which
+    has no part in the three summaries. All are percentages of the images. Each of them serves as
+    ``save_best`` of MMEngine's ``CheckpointHook``.
 
     As in mmpretrain's ``Accuracy``, a class of probability 0 or NaN is never a hit.
 
     Args:
         topk (int | Sequence[int]): The k, each at least 1. Defaults to 1.
+        any_right (bool): Add ``any_right/accuracy/top<k>``, the share of the images on which at
+            least one student is right. No classifier reaches it: it is what the released code of
+            FFSD, and so its paper's tables, call the accuracy of the ensemble. Defaults to False.
         collect_device (str): As in MMEngine's ``BaseMetric``. Defaults to ``'cpu'``.
         prefix (str, optional): Goes before each key. Defaults to none.
 
     Raises:
         ValueError: If a k is below 1 or above the number of classes, if a sample holds no
-            ``student_scores``, or if a student is named ``mean``, ``best`` or ``ensemble``.
+            ``student_scores``, or if a student bears the name of a summary.
 
     Examples:
         >>> import torch
@@ -55,10 +59,12 @@ class CohortAccuracy(BaseMetric):
     def __init__(
         self,
         topk: int | Sequence[int] = 1,
+        any_right: bool = False,
         collect_device: str = 'cpu',
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        self.any_right = any_right
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
         if not self.topk or min(self.topk) < 1:
             raise ValueError(f'topk must hold numbers of at least 1, but got {topk!r}')
@@ -69,7 +75,8 @@ class CohortAccuracy(BaseMetric):
         Args:
             data_batch: Unused.
             data_samples: N predictions of a cohort: ``gt_label`` and ``student_scores``, each
-                student's class probabilities (K,) by name.
+                student's class probabilities (K,) by name; ``scores_beside``, those of other
+                classifiers, where there are any.
         """
         for sample in data_samples:
             if 'student_scores' not in sample:
@@ -85,15 +92,23 @@ class CohortAccuracy(BaseMetric):
                 f'a student must not bear the name of a summary ({", ".join(SUMMARIES)}), but got '
                 f'{taken[0]}; rename model.students.{taken[0]}'
             )
-        scores = torch.stack(
-            [torch.stack([s['student_scores'][name] for s in data_samples]) for name in names]
-        )
-        scores = torch.cat([scores, scores.mean(dim=0, keepdim=True)])
-        hits = self._hits(scores, torch.cat([s['gt_label'] for s in data_samples]))
+        scores = _stack(data_samples, 'student_scores', names)
+        beside = list(data_samples[0].get('scores_beside', {}))
+        rows = [scores, scores.mean(dim=0, keepdim=True)]
+        if beside:
+            rows.append(_stack(data_samples, 'scores_beside', beside))
+        hits = self._hits(torch.cat(rows), torch.cat([s['gt_label'] for s in data_samples]))
         # One small row per image, which MMEngine collects over ranks and cuts to the data set.
-        self.results += [
-            dict(zip([*names, 'ensemble'], row, strict=True)) for row in hits.tolist()
-        ]
+        for row in hits.tolist():
+            students, (ensemble, *others) = row[: len(names)], row[len(names) :]
+            self.results.append(
+                {
+                    'students': dict(zip(names, students, strict=True)),
+                    'ensemble': ensemble,
+                    'any_right': [any(right) for right in zip(*students, strict=True)],
+                    'beside': dict(zip(beside, others, strict=True)),
+                }
+            )
 
     def _hits(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Tell for scores (M, N, K) and labels (N,) what is right: (N, M, number of k) bool."""
@@ -106,7 +121,7 @@ class CohortAccuracy(BaseMetric):
         hits = (classes == labels.to(classes.device)[:, None]) & (values > 0)
         return torch.stack([hits[..., :k].any(dim=-1) for k in self.topk], dim=-1).transpose(0, 1)
 
-    def compute_metrics(self, results: list[dict[str, list[bool]]]) -> dict[str, float]:
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Turn the notes of all images into percentages.
 
         Args:
@@ -117,15 +132,28 @@ class CohortAccuracy(BaseMetric):
         """
         metrics = {}
         for place, k in enumerate(self.topk):
+
+            def percentage(hits: Iterable[list[bool]], place: int = place) -> float:
+                return 100 * sum(row[place] for row in hits) / len(results)
+
+            students = {
+                name: percentage(row['students'][name] for row in results)
+                for name in results[0]['students']
+            }
             accuracy = {
-                name: 100 * sum(row[name][place] for row in results) / len(results)
-                for name in results[0]
+                **students,
+                'mean': sum(students.values()) / len(students),
+                'best': max(students.values()),
+                'ensemble': percentage(row['ensemble'] for row in results),
             }
-            ensemble = accuracy.pop('ensemble')
-            accuracy |= {
-                'mean': sum(accuracy.values()) / len(accuracy),
-                'best': max(accuracy.values()),
-                'ensemble': ensemble,
-            }
+            if self.any_right:
+                accuracy['any_right'] = percentage(row['any_right'] for row in results)
+            for name in results[0]['beside']:
+                accuracy[name] = percentage(row['beside'][name] for row in results)
             metrics |= {f'{name}/accuracy/top{k}': value for name, value in accuracy.items()}
         return metrics
+
+
+def _stack(samples: Sequence[Mapping], field: str, names: list[str]) -> Tensor:
+    """Return the scores of N samples by name, (len(names), N, K)."""
+    return torch.stack([torch.stack([s[field][name] for s in samples]) for name in names])

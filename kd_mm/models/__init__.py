@@ -1,5 +1,5 @@
-"""Model components of kd_mm: losses, heads, algorithms and the backbones that mmpretrain lacks."""
+"""Model parts of kd_mm: losses, heads, necks, algorithms, and backbones that mmpretrain lacks."""
 
-from . import algorithms, backbones, heads, losses
+from . import algorithms, backbones, heads, losses, necks
 
-__all__ = ['algorithms', 'backbones', 'heads', 'losses']
+__all__ = ['algorithms', 'backbones', 'heads', 'losses', 'necks']

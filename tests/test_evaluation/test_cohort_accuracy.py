@@ -48,6 +48,24 @@ def test_by_hand():
     ]
 
 
+def test_any_student_right_is_above_every_classifier():
+    metrics = evaluate(samples({'a': A, 'b': B}, LABELS), any_right=True)
+    assert metrics.pop('any_right/accuracy/top1') == 100.0
+    assert metrics == evaluate(samples({'a': A, 'b': B}, LABELS))
+
+
+def test_classifiers_beside_the_students_have_no_part_in_the_summaries():
+    data = samples({'a': A, 'b': B}, LABELS)
+    right = [[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.9, 0.0], [0.1, 0.2, 0.7]]
+    for i, sample in enumerate(data):
+        beside = {'leader': torch.tensor(right[i]), 'fusion': torch.tensor(A[i])}
+        sample.set_field(beside, 'scores_beside')
+    metrics = evaluate(data, any_right=True)
+    assert metrics.pop('leader/accuracy/top1') == 100.0
+    assert metrics.pop('fusion/accuracy/top1') == 75.0
+    assert metrics == evaluate(samples({'a': A, 'b': B}, LABELS), any_right=True)
+
+
 @pytest.mark.parametrize('topk', [(1, 5), (2,), 3])
 def test_against_numpy(topk):
     rng = np.random.default_rng(0)
@@ -84,7 +102,12 @@ def test_prefix():
 def test_notes_are_small_and_no_tensors():
     metric = Evaluator({**CONFIG, 'topk': (1, 2)}).metrics[0]
     metric.process(None, [s.to_dict() for s in samples({'a': A, 'b': B}, LABELS)])
-    assert metric.results[1] == {'a': [True, True], 'b': [False, False], 'ensemble': [True, True]}
+    assert metric.results[1] == {
+        'students': {'a': [True, True], 'b': [False, False]},
+        'ensemble': [True, True],
+        'any_right': [True, True],
+        'beside': {},
+    }
     assert len(metric.results) == 4
 
 

@@ -4,5 +4,12 @@ from .checkpoint_guard_hook import CheckpointGuardHook
 from .export_hook import ExportHook
 from .generalization_weights_hook import GeneralizationWeightsHook
 from .learning_curve_hook import LearningCurveHook
+from .loss_weight_ramp_hook import LossWeightRampHook
 
-__all__ = ['CheckpointGuardHook', 'ExportHook', 'GeneralizationWeightsHook', 'LearningCurveHook']
+__all__ = [
+    'CheckpointGuardHook',
+    'ExportHook',
+    'GeneralizationWeightsHook',
+    'LearningCurveHook',
+    'LossWeightRampHook',
+]

@@ -6,7 +6,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from kd_mm.export import export_student, student_names
+from kd_mm.export import export_student, shipped_names
 from kd_mm.registry import HOOKS
 from kd_mm.utils.checkpoint import bare_model
 
@@ -27,7 +27,7 @@ class ExportHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Write ``deploy/model.pth`` and ``deploy/config.py`` into the work dir.
 
-        A cohort's students go to ``deploy/<name>/``.
+        A cohort's students go to ``deploy/<name>/``, the leader of FFSD alone.
 
         Args:
             runner: The runner whose training ended.
@@ -40,7 +40,7 @@ class ExportHook(Hook):
             name: export_student(
                 runner.cfg, state_dict, work_dir / FOLDER / (name or ''), meta, name
             )
-            for name in student_names(runner.cfg) or [None]
+            for name in shipped_names(runner.cfg) or [None]
         }
         lines = ['Training is done. Written:']
         latest = find_latest_checkpoint(str(work_dir))

@@ -1,6 +1,7 @@
 """The students' weights in KDCL-General, from images that they do not train on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
@@ -14,6 +15,46 @@ from kd_mm.registry import HOOKS
 from kd_mm.utils.checkpoint import bare_model
 
 PROGRESS_INTERVAL = 20  # iterations between two lines
+# What says how training draws its images, and nothing about those that are held out.
+DRAWING = ('sampler', 'batch_sampler', 'num_batch_per_epoch')
+
+
+def held_out_dataloader(train_dataloader: Any, pipeline: Sequence[Mapping]) -> dict:
+    """Return the config of a loader of the images that training leaves out.
+
+    Args:
+        train_dataloader: Config of the training's loader, whose data set is a ``kd_mm.HoldOut``.
+            Left as it is.
+        pipeline: Transforms of the held-out images.
+
+    Returns:
+        dict: ``train_dataloader`` with the other part of its data set, without what draws images.
+
+    Raises:
+        ValueError: If the data set is no config of a ``kd_mm.HoldOut`` with the part ``'train'``.
+
+    Examples:
+        >>> whole = {'type': 'CIFAR100', 'data_root': 'data', 'pipeline': ['crop', 'pack']}
+        >>> split = {'type': 'kd_mm.HoldOut', 'num_per_class': 50, 'dataset': whole}
+        >>> held_out_dataloader({'batch_size': 128, 'dataset': split}, ['pack'])['dataset']
+        {'type': 'kd_mm.HoldOut', 'num_per_class': 50, 'dataset': {'type': 'CIFAR100', \
+'data_root': 'data', 'pipeline': ['pack']}, 'part': 'held_out'}
+    """
+    given = train_dataloader.get('dataset') if isinstance(train_dataloader, Mapping) else None
+    split = given if isinstance(given, Mapping) else {}
+    whole = split.get('dataset')
+    fits = split.get('type') == 'kd_mm.HoldOut' and split.get('part', 'train') == 'train'
+    if not fits or not isinstance(whole, Mapping):
+        found = {key: split[key] for key in ('type', 'part') if key in split}
+        raise ValueError(
+            "with a pipeline, kd_mm.GeneralizationWeightsHook looks at what train_dataloader's "
+            "data set leaves out, which must be dict(type='kd_mm.HoldOut', part='train', "
+            f'num_per_class=..., dataset=dict(...)), but got {found or type(given).__name__}; '
+            'wrap the data set, or give the hook a dataloader instead of a pipeline'
+        )
+    kept = {key: value for key, value in train_dataloader.items() if key not in DRAWING}
+    whole = {**whole, 'pipeline': pipeline}
+    return {**kept, 'dataset': {**split, 'dataset': whole, 'part': PARTS[1]}}
 
 
 @HOOKS.register_module()
@@ -31,23 +72,35 @@ class GeneralizationWeightsHook(Hook):
     norm are made precise and before a checkpoint is written and validation begins.
 
     Args:
-        dataloader (dict): Config of the held-out images' loader, as of a ``val_dataloader``:
-            the pipeline gives one image, without chance, and its label. ``sampler`` defaults to
-            MMEngine's ``DefaultSampler`` without shuffling; its ``round_up`` and ``drop_last``
-            are always false, so that no image counts twice or not at all. Left as it is.
+        dataloader (dict, optional): Config of a whole loader, as of a ``val_dataloader``, where
+            the held-out images come from elsewhere. ``sampler`` defaults to MMEngine's
+            ``DefaultSampler`` without shuffling; its ``round_up`` and ``drop_last`` are always
+            false, so that no image counts twice or not at all. Left as it is.
+        pipeline (list[dict], optional): Transforms of the held-out images, which give one image,
+            without chance, and its label. The images are those that the training's
+            ``kd_mm.HoldOut`` leaves out, read by a loader like the training's; see
+            :func:`held_out_dataloader`. Either this or ``dataloader``. Left as it is.
 
     Raises:
-        ValueError: Before the first epoch, if the model has no buffer ``weights``, the training
-            loop knows no epochs, the loader has no images, or training sees a part of a
-            ``kd_mm.HoldOut`` that overlaps with it.
+        ValueError: If not exactly one of the arguments is given; before the first epoch, if the
+            model has no buffer ``weights``, the training loop knows no epochs, there is a
+            ``pipeline`` but training has no ``kd_mm.HoldOut``, the loader has no images, or
+            training sees a part of a ``kd_mm.HoldOut`` that overlaps with it.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, dataloader: Mapping) -> None:
-        sampler = {'type': 'DefaultSampler', 'shuffle': False, **dataloader.get('sampler', {})}
-        sampler['round_up'] = False
-        self._dataloader_cfg = {**dataloader, 'sampler': sampler, 'drop_last': False}
+    def __init__(
+        self, dataloader: Mapping | None = None, pipeline: Sequence[Mapping] | None = None
+    ) -> None:
+        if (pipeline is None) == (dataloader is None):
+            raise ValueError(
+                'kd_mm.GeneralizationWeightsHook needs either a pipeline or a dataloader, but got '
+                f'{"neither" if pipeline is None else "both"}; give it pipeline=test_pipeline, or '
+                "a dataloader where the held-out images are none of the training's data set"
+            )
+        self.pipeline = pipeline
+        self.dataloader = dataloader
 
     def before_train(self, runner: Runner) -> None:
         """Check that the run fits, and build the loader.
@@ -71,8 +124,13 @@ class GeneralizationWeightsHook(Hook):
                 'kd_mm.GeneralizationWeightsHook acts after each epoch, but the training loop is '
                 'an IterBasedTrainLoop; use train_cfg=dict(by_epoch=True, max_epochs=...)'
             )
+        cfg = self.dataloader
+        if cfg is None:
+            cfg = held_out_dataloader(runner._train_dataloader, self.pipeline)
+        sampler = {'type': 'DefaultSampler', 'shuffle': False, **cfg.get('sampler', {})}
+        sampler['round_up'] = False
         self._dataloader = runner.build_dataloader(
-            self._dataloader_cfg,
+            {**cfg, 'sampler': sampler, 'drop_last': False},
             seed=runner.seed,
             diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
         )

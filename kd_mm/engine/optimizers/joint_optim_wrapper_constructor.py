@@ -53,7 +53,8 @@ class JointOptimWrapperConstructor:
 
             - ``optimizer``: config of the optimizer;
             - ``prefix``: name, or list of names, of the modules whose parameters it trains;
-              ``students.<name of the part>`` by default;
+              ``students.<name of the part>`` by default. A module that is registered as None
+              (``kd_mm.FFSD`` without a fusion) has none, and a part of such alone is left out;
             - ``paramwise_cfg``, ``constructor``: as in ``optim_wrapper``;
             - ``clip_grad``: clips the part's gradients alone.
         paramwise_cfg (dict, optional): Refused; it belongs to a part.
@@ -124,11 +125,14 @@ class JointOptimWrapperConstructor:
         if is_model_wrapper(model):
             model = model.module
         known = dict(model.named_modules(remove_duplicate=False))
+        known |= _absent(known)
         modules = {}
         for name, part in self.parts.items():
             prefixes = part.get('prefix', f'students.{name}')
             prefixes = [prefixes] if isinstance(prefixes, str) else list(prefixes)
-            modules[name] = [_module(known, prefix, name) for prefix in prefixes]
+            found = [_module(known, prefix, name) for prefix in prefixes]
+            if any(module is not None for module in found):
+                modules[name] = [module for module in found if module is not None]
         _check_owners(model, modules)
         parts = {name: self._build_part(name, modules[name]) for name in modules}
         return JointOptimWrapper(parts, self.cfg)
@@ -146,8 +150,18 @@ class JointOptimWrapperConstructor:
         return constructor(modules[0] if len(modules) == 1 else nn.ModuleList(modules))
 
 
-def _module(known: dict[str, nn.Module], prefix: str, part: str) -> nn.Module:
-    """Return the module of a name."""
+def _absent(known: dict[str, nn.Module]) -> dict[str, None]:
+    """Return the names that modules have registered as None: what this model goes without."""
+    return {
+        f'{name}.{child}' if name else child: None
+        for name, module in known.items()
+        for child, value in module._modules.items()
+        if value is None
+    }
+
+
+def _module(known: dict[str, nn.Module | None], prefix: str, part: str) -> nn.Module | None:
+    """Return the module of a name, or None if it is registered as None."""
     if prefix in known:
         return known[prefix]
     near = difflib.get_close_matches(prefix, known, n=1)

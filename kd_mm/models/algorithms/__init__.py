@@ -3,6 +3,7 @@
 from .base import BaseCohort
 from .data_preprocessor import CohortDataPreprocessor
 from .dml import DML
+from .ffsd import FFSD
 from .kdcl import KDCL
 
-__all__ = ['DML', 'KDCL', 'BaseCohort', 'CohortDataPreprocessor']
+__all__ = ['DML', 'FFSD', 'KDCL', 'BaseCohort', 'CohortDataPreprocessor']

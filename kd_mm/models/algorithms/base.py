@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, ModuleDict
+from mmengine.model import BaseModel, BaseModule, ModuleDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from kd_mm.utils.checkpoint import check_keys, load_checkpoint
 
 WARNING = 30
 VIEWS = ('shared', 'per_student')
-RESERVED = ('mean', 'best', 'ensemble')  # the metric's own rows
+RESERVED = ('mean', 'best', 'ensemble', 'any_right', 'fusion')  # rows of the metric
 
 
 def student_cfg(cfg: Mapping) -> ConfigDict:
@@ -76,6 +76,9 @@ class BaseCohort(BaseModel):
             augmentations of its own.
         TypeError: If a student's head has no logits to distil from.
     """
+
+    neck_inputs = slice(None)  # which of the backbone's outputs the neck and the head see
+    not_in_ensemble: tuple[str, ...] = ()  # students that the ensemble leaves out
 
     def __init__(
         self,
@@ -151,15 +154,7 @@ class BaseCohort(BaseModel):
 
     def init_weights(self) -> None:
         """Initialise the students; refuse a checkpoint that fits nothing, warn of equal starts."""
-        for name, student in self.students.items():
-            init_cfg = student.init_cfg or {}
-            if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
-                path = init_cfg['checkpoint']
-                if '://' not in path:
-                    prefix = init_cfg.get('prefix', '')
-                    found = load_checkpoint(path)['state_dict']
-                    found = [key.removeprefix(f'{prefix}.') for key in found]
-                    check_keys(found, student.state_dict(), f'{path} of student {name}')
+        self.check_checkpoints()
         super().init_weights()
         for (first, a), (second, b) in combinations(self.students.items(), 2):
             if _equal(a, b):
@@ -169,6 +164,23 @@ class BaseCohort(BaseModel):
                     logger='current',
                     level=WARNING,
                 )
+
+    def check_checkpoints(self) -> None:
+        """Check that each local checkpoint of an ``init_cfg`` has a weight for its module.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file cannot be read safely, or none of its names is the module's.
+        """
+        for name, module in self.named_modules():
+            init_cfg = module.init_cfg if isinstance(module, BaseModule) else None
+            if not isinstance(init_cfg, Mapping) or init_cfg.get('type') != 'Pretrained':
+                continue
+            path, prefix = init_cfg['checkpoint'], (init_cfg.get('prefix') or '').rstrip('.')
+            if '://' not in path:
+                found = load_checkpoint(path)['state_dict']
+                found = [key.removeprefix(f'{prefix}.') for key in found]
+                check_keys(found, module.state_dict(), f'{path} of {name or "the model"}')
 
     def forward(
         self,
@@ -208,21 +220,38 @@ class BaseCohort(BaseModel):
         Returns:
             dict[str, Tensor]: ``<name>/<loss>`` by student.
         """
-        logits, losses = {}, {}
+        logits, maps, losses = {}, {}, {}
         for (name, student), view in zip(self.students.items(), self._views(inputs), strict=True):
-            feats = student.extract_feat(view)
-            own, logits[name] = losses_and_score(student.head, feats, data_samples)
+            maps[name] = student.extract_feat(view, stage='backbone')
+            own, logits[name] = losses_and_score(
+                student.head, self._feats(student, maps[name]), data_samples
+            )
             losses.update({f'{name}/{key}': value for key, value in own.items()})
-        return losses | self.distillation_losses(logits, data_samples)
+        return losses | self.distillation_losses(logits, maps, data_samples)
+
+    def _feats(self, student: nn.Module, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what the head takes: the backbone's outputs, through the neck if there is one."""
+        maps = maps[self.neck_inputs]
+        return student.neck(maps) if student.with_neck else maps
 
     def _views(self, inputs: Tensor | list[Tensor]) -> list[Tensor]:
         """Return what each student sees."""
+        self.check_views(inputs)
+        return [inputs] * len(self.students) if self.views == 'shared' else list(inputs)
+
+    def check_views(self, inputs: Tensor | list[Tensor]) -> None:
+        """Check that training gets as many views as it needs.
+
+        Args:
+            inputs: One image, or a list of its views, of a sample or of a batch.
+
+        Raises:
+            ValueError: If it does not.
+        """
         num_students = len(self.students)
         given = len(inputs) if isinstance(inputs, (list, tuple)) else None
-        if self.views == 'shared' and given is None:
-            return [inputs] * num_students
-        if self.views == 'per_student' and given == num_students:
-            return list(inputs)
+        if given == (None if self.views == 'shared' else num_students):
+            return
         wanted = f'{num_students} views' if self.views == 'per_student' else 'one image'
         raise ValueError(
             f'views={self.views!r} with {num_students} students needs {wanted} per sample, but '
@@ -233,12 +262,16 @@ class BaseCohort(BaseModel):
 
     @abstractmethod
     def distillation_losses(
-        self, logits: dict[str, Tensor], data_samples: list[DataSample]
+        self,
+        logits: dict[str, Tensor],
+        maps: dict[str, tuple[Tensor, ...]],
+        data_samples: list[DataSample],
     ) -> dict[str, Tensor]:
         """Return the losses between students.
 
         Args:
             logits: Each student's logits (N, K), with gradient.
+            maps: Each student's backbone outputs, with gradient.
             data_samples: Labels of the N images.
 
         Returns:
@@ -256,19 +289,33 @@ class BaseCohort(BaseModel):
 
         Returns:
             Samples with ``pred_score`` and ``pred_label`` of the deployed student, and
-            ``student_scores``, each student's class probabilities (K,) by name.
+            ``student_scores``, each student's class probabilities (K,) by name. Where there are
+            classifiers that are no part of the ensemble, ``scores_beside`` holds theirs.
         """
-        scores = {
-            name: student(inputs, mode='tensor').softmax(dim=1)
-            for name, student in self.students.items()
-        }
+        logits, maps = {}, {}
+        for name, student in self.students.items():
+            maps[name] = student.extract_feat(inputs, stage='backbone')
+            logits[name] = student.head(self._feats(student, maps[name]))
+        scores = {name: z.softmax(dim=1) for name, z in logits.items()}
+        beside = {name: z.softmax(dim=1) for name, z in self.logits_beside(maps).items()}
         deployed = scores[self.deploy]
+        beside |= {name: scores.pop(name) for name in self.not_in_ensemble}
         labels = deployed.argmax(dim=1, keepdim=True)
         samples = data_samples or [DataSample() for _ in deployed]
         for index, sample in enumerate(samples):
             sample.set_pred_score(deployed[index]).set_pred_label(labels[index])
             sample.set_field({n: score[index] for n, score in scores.items()}, 'student_scores')
+            if beside:
+                sample.set_field({n: score[index] for n, score in beside.items()}, 'scores_beside')
         return samples
+
+    def logits_beside(self, maps: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        """Return the logits (N, K) of classifiers that are no students, by name. None here.
+
+        Args:
+            maps: Each student's backbone outputs.
+        """
+        return {}
 
 
 def labels_of(data_samples: list[DataSample]) -> Tensor:

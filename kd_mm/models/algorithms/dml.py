@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from kd_mm.functional.divergence import check_temperature, soft_target_kl
+from kd_mm.functional.divergence import check_temperature
+from kd_mm.functional.mutual_learning import mutual_kl
 from kd_mm.registry import MODELS
 
 from .base import BaseCohort
@@ -50,13 +51,14 @@ class DML(BaseCohort):
         self.loss_weight = loss_weight
 
     def distillation_losses(
-        self, logits: dict[str, Tensor], data_samples: list[DataSample]
+        self,
+        logits: dict[str, Tensor],
+        maps: dict[str, tuple[Tensor, ...]],
+        data_samples: list[DataSample],
     ) -> dict[str, Tensor]:
         """Return ``<name>/loss_dml`` of each student; see the base class."""
-        probs = {n: (z.detach().float() / self.temperature).softmax(1) for n, z in logits.items()}
-        losses = {}
-        for name, own in logits.items():
-            others = [p for other, p in probs.items() if other != name]
-            terms = [soft_target_kl(own, p, self.temperature).mean() for p in others]
-            losses[f'{name}/loss_dml'] = self.loss_weight * sum(terms) / len(terms)
-        return losses
+        divergences = mutual_kl(list(logits.values()), self.temperature)
+        return {
+            f'{name}/loss_dml': self.loss_weight * value.mean()
+            for name, value in zip(logits, divergences, strict=True)
+        }

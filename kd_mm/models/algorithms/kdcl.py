@@ -70,7 +70,10 @@ class KDCL(BaseCohort):
             self.register_buffer('weights', torch.full((num_students,), 1 / num_students))
 
     def distillation_losses(
-        self, logits: dict[str, Tensor], data_samples: list[DataSample]
+        self,
+        logits: dict[str, Tensor],
+        maps: dict[str, tuple[Tensor, ...]],
+        data_samples: list[DataSample],
     ) -> dict[str, Tensor]:
         """Return ``<name>/loss_kdcl`` of each student; see the base class."""
         stacked = torch.stack([logits[name].detach() for name in self.names])

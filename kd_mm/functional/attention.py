@@ -1,0 +1,156 @@
+"""FFSD: attention maps, how far apart they lie, and how they are made to differ.
+
+Li et al., "Distilling a Powerful Student Model via Online Knowledge Distillation",
+arXiv:2103.14473, section III: the transfer of fused and of own features, and the diversity of the
+common students. As in the released code, which adds the scale of the diverse map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .divergence import at_least_float32
+
+
+def attention_map(feature_map: Tensor) -> Tensor:
+    r"""Where a layer looks: the mean square of its channels at each place.
+
+    .. math:: \mathrm{att}(F) = \frac{1}{C} \sum_c F_c^2
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention" (2017), section 3.1; FFSD
+    takes it with a mean in place of the sum.
+
+    Args:
+        feature_map: F, (B, C, H, W). Carries gradient.
+
+    Returns:
+        (B, 1, H, W), >= 0, in float32 at least.
+
+    Raises:
+        ValueError: If the input is not (B, C, H, W).
+
+    Examples:
+        >>> import torch
+        >>> attention_map(torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1))
+        tensor([[[[5.]]]])
+    """
+    if feature_map.ndim != 4:
+        raise ValueError(
+            f'a feature map must be (B, C, H, W), but got shape {tuple(feature_map.shape)}'
+        )
+    return at_least_float32(feature_map).square().mean(dim=1, keepdim=True)
+
+
+def attention_distance(x: Tensor, y: Tensor) -> Tensor:
+    r"""Mean squared difference of two maps whose samples are L2-normalised.
+
+    .. math:: d(x, y) = \frac{1}{B L} \sum_b \lVert n(x_b) - n(y_b) \rVert^2
+        = \frac{1}{B L} \sum_b (2 - 2 \, n(x_b) \cdot n(y_b))
+
+    with L values per sample; the second form holds where neither is zero, and needs no
+    normalised copies of the maps. Source: FFSD, the transfer distance between attention maps, and
+    between feature maps in the training of a self-distillation neck.
+
+    Args:
+        x: Maps of the learner, (B, ...). Carry gradient.
+        y: Maps of the target, of the same shape. Detached.
+
+    Returns:
+        A scalar in [0, 4 / L], in float32 at least.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> attention_distance(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+        tensor(1.)
+    """
+    if x.shape != y.shape:
+        raise ValueError(
+            f'two maps must have one shape, but got {tuple(x.shape)} and {tuple(y.shape)}; the '
+            'stages of a student must halve in size, from shallow to deep'
+        )
+    x, y = at_least_float32(x).flatten(1), at_least_float32(y.detach()).flatten(1)
+    return (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().mean()
+
+
+def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a' = n(y), y* and v = ||y|| of maps (B, L)."""
+    num_values = y.shape[1]
+    if num_values < 3:
+        raise ValueError(
+            'diversity takes a third of the places of a map, so that the deepest map must have at '
+            f'least 3, but got {num_values}; use larger images or diversity=None'
+        )
+    norm = y.norm(dim=1, keepdim=True)
+    unit = F.normalize(y, dim=1)
+    threshold = unit.kthvalue(num_values // 3, dim=1, keepdim=True).values
+    half = norm / 2
+    return unit, (half - unit) * torch.sign(unit - threshold) + half, norm
+
+
+def diversity_distance(x: Tensor, y: Tensor) -> Tensor:
+    r"""Distance of an attention map from what another student does *not* look at.
+
+    .. math:: D(x, y) = \frac{1}{B L} \sum_b \lVert n(x_b) - y_b^* \rVert^2, \qquad
+        y^* = (v / 2 - y') \, \mathrm{sign}(y' - \theta) + v / 2
+
+    with :math:`v = \lVert y \rVert`, :math:`y' = n(y)` and :math:`\theta` the
+    :math:`\lfloor L / 3 \rfloor`-th smallest of the L values of y'. So places above the threshold
+    turn to :math:`v - y'`, those below stay. Source: FFSD, diversity enhancement; the scale v,
+    which a normalised map does not have, is the released code's.
+
+    Args:
+        x: Attention map of the student that shall differ, (B, 1, H, W). Carries gradient.
+        y: Attention map of the student before it, of the same shape. Detached.
+
+    Returns:
+        A scalar >= 0, in float32 at least.
+
+    Raises:
+        ValueError: If the shapes differ or a map has fewer than 3 places.
+
+    Examples:
+        >>> import torch
+        >>> y = torch.tensor([[[[0.0, 3.0, 4.0]]]])
+        >>> diversity_distance(torch.tensor([[[[1.0, 0.0, 0.0]]]]), y)
+        tensor(13.0833)
+    """
+    if x.shape != y.shape:
+        raise ValueError(
+            'the deepest maps of two students must have one shape, but got '
+            f'{tuple(x.shape)} and {tuple(y.shape)}'
+        )
+    x, y = at_least_float32(x).flatten(1), at_least_float32(y.detach()).flatten(1)
+    return (F.normalize(x, dim=1) - _diverse(y)[1]).square().mean()
+
+
+@torch.no_grad()
+def diverse_feature_map(feature_map: Tensor) -> Tensor:
+    r"""A feature map whose attention lies where that of the given one does not.
+
+    .. math:: F^* = F + (a^* - a') \, v / C
+
+    with :math:`a = \mathrm{att}(F)` and :math:`v, a', a^*` made from it as in
+    :func:`diversity_distance`; the difference is added to each channel. Source: FFSD, diversity
+    enhancement, in the released code's form.
+
+    Args:
+        feature_map: F, the deepest map of a student, (B, C, H, W). Detached.
+
+    Returns:
+        (B, C, H, W), in float32 at least.
+
+    Raises:
+        ValueError: If the input is not (B, C, H, W) or has fewer than 3 places.
+
+    Examples:
+        >>> import torch
+        >>> diverse_feature_map(torch.tensor([[[[0.0, 1.0, 2.0]]]]))
+        tensor([[[[ 8.5000, 16.0000, 11.0000]]]])
+    """
+    attention = attention_map(feature_map)
+    unit, diverse, norm = _diverse(attention.flatten(1))
+    change = (diverse - unit) * norm / feature_map.shape[1]
+    return at_least_float32(feature_map) + change.view_as(attention)
