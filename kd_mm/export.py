@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmpretrain.evaluation import Accuracy
 from torch import Tensor, nn
 
 from kd_mm.models.algorithms import FFSD, BaseCohort
@@ -168,8 +169,18 @@ def _plain_evaluator(evaluator: Any) -> Any:
     if isinstance(evaluator, (list, tuple)):
         return [_plain_evaluator(part) for part in evaluator]
     if isinstance(evaluator, Mapping) and evaluator.get('type') == f'{PREFIX}CohortAccuracy':
-        return {**evaluator, 'type': 'Accuracy'}
+        known = inspect.signature(Accuracy).parameters
+        return {**{k: v for k, v in evaluator.items() if k in known}, 'type': 'Accuracy'}
     return evaluator
+
+
+def _plain_hooks(hooks: Mapping[str, Any], students: list[str]) -> dict:
+    """Return default hooks without ours, and without the metric of one of several students."""
+    plain = {key: hook for key, hook in hooks.items() if not _names_ours(hook)}
+    save_best = (plain.get('checkpoint') or {}).get('save_best')
+    if students and isinstance(save_best, str):
+        plain['checkpoint'] = {**plain['checkpoint'], 'save_best': 'auto'}
+    return plain
 
 
 def _part_of(student: str, parts: Mapping[str, Mapping]) -> str:
@@ -227,6 +238,8 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     for key in ('val_evaluator', 'test_evaluator'):
         if plain.get(key):
             plain[key] = _plain_evaluator(plain[key])
+    if plain.get('default_hooks'):
+        plain['default_hooks'] = _plain_hooks(plain['default_hooks'], student_names(cfg))
     if plain.get('custom_hooks'):
         plain['custom_hooks'] = [h for h in plain['custom_hooks'] if not _names_ours(h)]
     plain.update(launcher='none', load_from=None, resume=False)

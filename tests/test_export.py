@@ -6,7 +6,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from kd_mm import export
-from kd_mm.export import export_student, plain_cfg, plain_model_cfg, student_names
+from kd_mm.export import (
+    export_student,
+    plain_cfg,
+    plain_model_cfg,
+    shipped_names,
+    student_names,
+)
 
 
 def config(head=None, **kwargs):
@@ -206,3 +212,103 @@ def test_a_student_that_is_not_there_is_refused(tmp_path):
         export_student(cohort(), {}, tmp_path, student='c')
     with pytest.raises(ValueError, match="trains one network, so there is no student 'c'"):
         export_student(config(), {}, tmp_path, student='c')
+
+
+def test_plain_config_has_none_of_a_cohorts_hooks_and_metrics():
+    cfg = cohort()
+    cfg.default_hooks = {
+        'timer': {'type': 'IterTimerHook'},
+        'ramp': {'type': 'kd_mm.LossWeightRampHook', 'names': ['loss_weight']},
+        'checkpoint': {'type': 'CheckpointHook', 'save_best': 'a/accuracy/top1'},
+    }
+    cfg.val_evaluator['any_right'] = True
+    plain = plain_cfg(cfg)
+    assert plain.default_hooks == {
+        'timer': {'type': 'IterTimerHook'},
+        'checkpoint': {'type': 'CheckpointHook', 'save_best': 'auto'},
+    }
+    assert plain.val_evaluator == {'type': 'Accuracy', 'topk': (1, 5)}
+
+
+NORMED = {
+    'type': 'SwinTransformer',
+    'arch': {'embed_dims': 8, 'depths': [1, 1, 1, 1], 'num_heads': [1, 1, 2, 2]},
+    'window_size': 2,
+    'in_channels': 1,
+    'out_indices': (0, 1, 2, 3),
+}
+
+
+def ffsd(backbone, width, **settings):
+    """An FFSD cohort whose optimizer parts hold several modules."""
+    student = {
+        'type': 'ImageClassifier',
+        'backbone': backbone,
+        'neck': {'type': 'GlobalAveragePooling'},
+        'head': {'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': width},
+    }
+    students = dict.fromkeys(('student1', 'student2', 'leader'), student)
+    sgd = {'type': 'SGD', 'lr': 0.1}
+    return config(
+        model={'type': 'kd_mm.FFSD', 'students': students, **settings},
+        optim_wrapper={
+            'constructor': 'kd_mm.JointOptimWrapperConstructor',
+            'parts': {
+                'fusion': {'prefix': 'fusion', 'optimizer': {'type': 'SGD', 'lr': 0.2}},
+                'networks': {'prefix': ['students', 'decoder'], 'optimizer': sgd},
+            },
+        },
+        param_scheduler={'networks': [{'type': 'StepLR'}], 'fusion': [{'type': 'ConstantLR'}]},
+    )
+
+
+@pytest.mark.parametrize('name', [None, 'student2'])
+@pytest.mark.parametrize(
+    ('backbone', 'width'),
+    [
+        (
+            {'type': 'kd_mm.CIFARResNet', 'depth': 8, 'in_channels': 1, 'out_indices': (0, 1, 2)},
+            64,
+        ),
+        (NORMED, 64),
+    ],
+    ids=['resnet', 'swin'],
+)
+def test_a_leader_leaves_all_that_helped_it_behind(tmp_path, backbone, width, name):
+    """The weights fit the stock network, which gives one map and has one norm for it."""
+    cfg = ffsd(backbone, width)
+    state = weights(cfg)
+    assert student_names(cfg) == ['leader', 'student1', 'student2']
+    assert shipped_names(cfg) == ['leader']
+    done = export_student(cfg, state, tmp_path, student=name)
+    plain = Config.fromfile(done.config)
+    assert plain.optim_wrapper == {'optimizer': {'type': 'SGD', 'lr': 0.1}}
+    assert plain.param_scheduler == [{'type': 'StepLR'}]
+    stock = {k: v for k, v in backbone.items() if k != 'out_indices'}
+    stock = MODELS.build({**plain.model, 'backbone': stock, '_scope_': 'mmpretrain'})
+    saved = torch.load(done.weights, weights_only=True)['state_dict']
+    stock.load_state_dict(saved)  # strict
+    prefix = f'students.{name or "leader"}.'
+    assert all(torch.equal(value, state[prefix + key]) for key, value in saved.items())
+    beside = [key for key in state if not key.startswith('students.')]
+    assert {key.split('.')[0] for key in beside} == {'fusion', 'decoder', 'self_distillation'}
+    assert not any('fusion' in key or 'decoder' in key or 'distill' in key for key in saved)
+
+
+def test_an_ffsd_cohort_without_a_leader_ships_its_students():
+    cfg = ffsd(
+        {'type': 'kd_mm.CIFARResNet', 'depth': 8, 'in_channels': 1, 'out_indices': (0, 1, 2)}, 64
+    )
+    del cfg.model.students['leader']
+    cfg.model.leader = None
+    assert shipped_names(cfg) == ['student1', 'student2']
+    assert shipped_names(config()) == []
+
+
+def test_a_student_that_no_part_trains_is_refused():
+    cfg = ffsd(
+        {'type': 'kd_mm.CIFARResNet', 'depth': 8, 'in_channels': 1, 'out_indices': (0, 1, 2)}, 64
+    )
+    cfg.optim_wrapper.parts.networks.prefix = ['students.leader', 'decoder']
+    with pytest.raises(ValueError, match='must train student student1'):
+        plain_cfg(cfg, 'student1')

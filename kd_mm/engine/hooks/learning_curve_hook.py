@@ -10,6 +10,8 @@ from mmengine.runner import Runner
 from kd_mm.registry import HOOKS
 
 FILENAME = 'learning_curves.png'
+NUM_COLORS = 10  # of Matplotlib's cycle; the next ten curves get another line style
+LINE_STYLES = ('-', '--', ':')
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
@@ -59,7 +61,7 @@ class LearningCurveHook(Hook):
         }
         epochs = runner.epoch or None
         unit, length = ('epoch', epochs) if epochs else ('iteration', runner.iter)
-        figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
+        figure, axes = plt.subplots(1, 2, figsize=(14, 5), layout='constrained')
         panels = (('train/', 'loss', axes[0]), ('val/', '', axes[1]))
         for prefix, part, axis in panels:
             for name, values in histories.items():
@@ -69,12 +71,14 @@ class LearningCurveHook(Hook):
                 position = np.arange(1, len(values) + 1) * length / len(values)
                 if prefix == 'train/':
                     values = smooth(values, max(1, len(values) // 100))
-                axis.plot(position, values, label=label, marker='.' if len(values) < 50 else '')
+                style = LINE_STYLES[len(axis.lines) // NUM_COLORS % len(LINE_STYLES)]
+                marker = '.' if len(values) < 50 else ''
+                axis.plot(position, values, style, label=label, marker=marker)
             axis.set_xlabel(unit)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
-            if axis.lines:
-                axis.legend()
+            if axis.lines:  # beside the curves: a cohort has many
+                axis.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize='small')
         axes[0].set_title('training loss')
         axes[1].set_title('validation')
         figure.suptitle(runner.experiment_name)
