@@ -234,6 +234,7 @@ NORMED = {
     'type': 'SwinTransformer',
     'arch': {'embed_dims': 8, 'depths': [1, 1, 1, 1], 'num_heads': [1, 1, 2, 2]},
     'window_size': 2,
+    'pad_small_map': True,
     'in_channels': 1,
     'out_indices': (0, 1, 2, 3),
 }

@@ -452,6 +452,14 @@ def test_hierarchical_backbones_train_every_parameter(backbone):
     assert not unused
 
 
+def test_the_image_of_zeros_suits_the_windows_of_swin():
+    swin = {**HIERARCHICAL['SwinTransformer'], 'window_size': 7, 'out_indices': (0, 1, 2, 3)}
+    own = student(backbone='SwinTransformer', width=64, **swin)
+    assert build(own=own).fusion.fc.in_features == 64
+    with pytest.raises(AssertionError, match='window size'):
+        build(own=own, img_size=64)
+
+
 def test_predict_tells_every_classifier_and_answers_with_the_leader():
     model = build().eval()
     images, samples = draw()
@@ -513,7 +521,7 @@ def vary(**changes):
         ({'students': vary(leader={'out_indices': (0, 1)})}, 'one height and width'),
         (
             {'students': vary(student1={'out_indices': (0, 2)})},
-            'halve in size.*student1.* 64 x 64',
+            'halve in size.*student1.* 224 x 224',
         ),
         ({'students': vary(leader={'out_indices': (2,)})}, 'maps of several stages.*leader gives'),
         ({'students': vary(student1={'num_classes': 7})}, 'same number of classes'),

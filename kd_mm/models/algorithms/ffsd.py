@@ -73,7 +73,8 @@ class FFSD(BaseCohort):
         fusion_weight (float): :math:`\lambda_{fus}` >= 0. Defaults to 10.
         self_distillation_weight (float): :math:`\lambda_{sd}` >= 0. Defaults to 1000.
         norm_cfg (dict): Normalisation of the necks. Defaults to ``dict(type='BN')``.
-        img_size (int): Height and width in pixels of the image of zeros. Defaults to 64.
+        img_size (int): Height and width in pixels of the image of zeros, no smaller than the
+            backbone takes. Defaults to 224.
         **kwargs: Arguments of :class:`kd_mm.models.algorithms.BaseCohort` but ``views``.
 
     Raises:
@@ -97,7 +98,7 @@ class FFSD(BaseCohort):
         fusion_weight: float = 10.0,
         self_distillation_weight: float = 1000.0,
         norm_cfg: dict = {'type': 'BN'},  # noqa: B006, read only
-        img_size: int = 64,
+        img_size: int = 224,
         deploy: str | None = None,
         **kwargs,
     ) -> None:
