@@ -194,8 +194,28 @@ def test_a_student_starts_from_its_own_plain_checkpoint(tmp_path):
         assert torch.equal(model.students['b'].state_dict()[name], weight)
     torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'a.pth')
     model = build({'a': student(), 'b': student(init_cfg=init_cfg)}, seed=1)
-    with pytest.raises(ValueError, match=r'a\.pth of student b'):
+    with pytest.raises(ValueError, match=r'a\.pth of students\.b'):
         model.init_weights()
+
+
+@pytest.mark.parametrize('prefix', ['backbone', 'backbone.'])
+def test_a_backbone_starts_from_a_plain_checkpoint(prefix, tmp_path):
+    cfg = student(in_channels=64)
+    cfg['backbone'] = {'type': 'kd_mm.CIFARResNet', 'depth': 8}
+    source = build({'a': cfg, 'b': student()}).students['a']
+    torch.save({'state_dict': source.state_dict()}, tmp_path / 'a.pth')
+    cfg['backbone']['init_cfg'] = {
+        'type': 'Pretrained',
+        'checkpoint': str(tmp_path / 'a.pth'),
+        'prefix': prefix,
+    }
+    model = build({'a': student(), 'b': cfg}, seed=1)
+    model.init_weights()
+    for name, weight in source.backbone.state_dict().items():
+        assert torch.equal(model.students['b'].backbone.state_dict()[name], weight)
+    cfg['backbone']['init_cfg'].pop('prefix')  # as of a backbone alone
+    with pytest.raises(ValueError, match=r'a\.pth of students\.b\.backbone'):
+        build({'a': student(), 'b': cfg}).init_weights()
 
 
 def test_students_that_start_alike_draw_a_warning(tmp_path, monkeypatch):

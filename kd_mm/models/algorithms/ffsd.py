@@ -318,7 +318,13 @@ def _map_shapes(student: nn.Module, img_size: int) -> list[tuple[int, int, int]]
     modes = {module: module.training for module in student.modules()}
     student.eval()
     image = stem.weight.new_zeros(1, stem.in_channels, img_size, img_size)
-    maps = student.extract_feat(image, stage='backbone')
+    try:
+        maps = student.extract_feat(image, stage='backbone')
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'students must take an image of img_size x img_size pixels, but with {img_size} one '
+            f'fails: {error}; set model.img_size to the size that they train on'
+        ) from error
     for module, training in modes.items():
         module.training = training
     return [tuple(level.shape[1:]) for level in maps]
