@@ -27,6 +27,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from mmpretrain.structures import DataSample
 
+from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
 from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.utils import register_all_modules
 from kd_mm.utils.preflight import check_types
@@ -52,10 +53,15 @@ NETWORKS = {
     'swin-b': dict(type='SwinTransformer', arch='base', drop_path_rate=0.5),
     'resnet20': dict(type='kd_mm.CIFARResNet', depth=20),
     'resnet32': dict(type='kd_mm.CIFARResNet', depth=32),
+    'resnet56': dict(type='kd_mm.CIFARResNet', depth=56),
     'wrn16-1': dict(type='kd_mm.CIFARWideResNet', depth=16, widen_factor=1),
     'wrn16-2': dict(type='kd_mm.CIFARWideResNet', depth=16, widen_factor=2),
+    'wrn40-2': dict(type='kd_mm.CIFARWideResNet', depth=40, widen_factor=2),
+    'googlenet': dict(type='kd_mm.CIFARGoogLeNet'),
+    'densenet40-12': dict(type='kd_mm.CIFARDenseNet', depth=40, growth_rate=12),
     'resnet18': dict(type='ResNet', depth=18),
     'resnet18 small': dict(type='ResNet_CIFAR', depth=18),
+    'resnet34': dict(type='ResNet', depth=34),
     'resnet50': dict(type='ResNet', depth=50),
     'resnet101': dict(type='ResNet', depth=101),
     'resnet152': dict(type='ResNet', depth=152),
@@ -77,6 +83,7 @@ PARAMETERS = {
     'swin-b': 87.77,
     'swin-b 384': 87.90,
     'resnet18': 11.69,
+    'resnet34': 21.80,
     'resnet50': 25.56,
     'resnet101': 44.55,
     'resnet152': 60.19,
@@ -162,8 +169,15 @@ def parse(path):
     return match['network'], int(match['gpus']), int(match['batch']), match['data'], match['px']
 
 
+def ffsd_recipe(path):
+    """Tell whether a config trains as FFSD's paper does."""
+    return path.startswith('ffsd/') or NAME.fullmatch(Path(path).name)['epochs'] in ('90', '300')
+
+
 def kdcl_recipe(path):
-    """Tell whether a config trains as KDCL's paper does, and not BAKE's."""
+    """Tell whether a config trains as KDCL's paper does."""
+    if ffsd_recipe(path):
+        return False
     network, _, batch, data, px = parse(path)
     mixed = px or network.startswith('swin')
     of_small = data == 'cifar100' and network not in ('resnet18', 'densenet121')
@@ -264,7 +278,7 @@ def build_model(cfg):
 
 def test_every_row_of_bakes_paper_has_a_config():
     rows = {(parse(path)[0], parse(path)[3], parse(path)[4]) for path in BAKE}
-    others = ('swin-b 384', 'resnet18', 'mobilenet-v2-x05')  # KDCL's
+    others = ('swin-b 384', 'resnet18', 'resnet34', 'mobilenet-v2-x05')  # KDCL's, FFSD's
     imagenet = {(name, 'in1k', None) for name in PARAMETERS if name not in others}
     small = {
         (network, data, None)
@@ -369,7 +383,9 @@ def test_name_agrees_with_contents(path):
     assert cfg.val_dataloader.dataset.split in ('val', 'test')
 
 
-@pytest.mark.parametrize('path', [path for path in PATHS if not kdcl_recipe(path)])
+@pytest.mark.parametrize(
+    'path', [path for path in PATHS if not kdcl_recipe(path) and not ffsd_recipe(path)]
+)
 def test_recipe_is_bakes(path):
     cfg = load(path)
     network, gpus, batch, data, px = parse(path)
@@ -435,6 +451,36 @@ def test_recipe_is_kdcls(path):
     assert 'sync_bn' not in cfg
 
 
+@pytest.mark.parametrize('path', [path for path in VANILLA if ffsd_recipe(path)])
+def test_recipe_is_ffsds(path):
+    cfg = load(path)
+    data = parse(path)[3]
+    optimizer = unscoped(cfg.optim_wrapper.optimizer)
+    assert optimizer == dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    epochs = {'cifar100': 300, 'in1k': 90}[data]
+    assert cfg.train_cfg.max_epochs == epochs == int(NAME.fullmatch(Path(path).name)['epochs'])
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    if data == 'cifar100':
+        lrs = lr_by_epoch(cfg, epochs)
+        assert lrs == pytest.approx([0.1] * 150 + [0.01] * 75 + [0.001] * 75)
+        steps = ['RandomCrop', 'RandomCrop', 'RandomFlip']
+        preprocessor = cfg.data_preprocessor
+        assert preprocessor.mean == pytest.approx([0.5071 * 255, 0.4865 * 255, 0.4409 * 255])
+        assert preprocessor.std == pytest.approx([0.2673 * 255, 0.2564 * 255, 0.2762 * 255])
+        assert preprocessor.to_rgb is False
+    else:
+        lrs = lr_by_iteration(cfg, epochs, iterations=4)[20::4]
+        assert lrs == pytest.approx([0.1] * 25 + [0.01] * 30 + [0.001] * 20 + [0.0001] * 10)
+        # 1,281,167 images make 5,005 batches of 256.
+        lrs = lr_by_iteration(load(path), 5, iterations=5005)
+        assert lrs == pytest.approx([0.1 * i / (5 * 5005) for i in range(1, 25026)], rel=2e-3)
+        steps = ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip']
+    assert [step.type for step in pipeline] == [*steps, 'PackInputs']
+    assert cfg.model.head.loss == dict(type='CrossEntropyLoss', loss_weight=1.0)
+    assert not cfg.model.get('train_cfg')
+    assert 'sync_bn' not in cfg
+
+
 @pytest.mark.parametrize('path', COHORTS)
 def test_cohort_settings_are_the_published_ones(path):
     cfg = load(path)
@@ -460,17 +506,10 @@ def test_cohort_settings_are_the_published_ones(path):
     assert (train_set.type == 'kd_mm.HoldOut') == general
     if general:
         hook = cfg.default_hooks.generalization_weights
-        held_out = hook.dataloader.dataset
         assert hook.type == 'kd_mm.GeneralizationWeightsHook'
-        assert held_out.type == 'kd_mm.HoldOut'
-        assert (train_set.part, held_out.part) == ('train', 'held_out')
-        assert train_set.num_per_class == held_out.num_per_class == HELD_OUT[data]
-        assert not hook.dataloader.sampler.shuffle
-        # The same images, prepared as those of the validation.
-        ours, theirs = unscoped(held_out.dataset), unscoped(train_set.dataset)
-        assert ours.pop('pipeline') == unscoped(cfg.val_dataloader.dataset.pipeline)
-        theirs.pop('pipeline')
-        assert ours == theirs
+        assert (train_set.part, train_set.num_per_class) == ('train', HELD_OUT[data])
+        # Prepared as the images of the validation.
+        assert unscoped(hook.pipeline) == unscoped(cfg.val_dataloader.dataset.pipeline)
 
     for name in ('val_evaluator', 'test_evaluator'):
         assert cfg[name].type == 'kd_mm.CohortAccuracy'
@@ -479,8 +518,9 @@ def test_cohort_settings_are_the_published_ones(path):
 
 def test_general_trains_on_the_rest_of_the_digits():
     cfg = load('kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py')
-    loaders = (cfg.train_dataloader, cfg.default_hooks.generalization_weights.dataloader)
-    sizes = [len(mmengine_registry.DATASETS.build(loader.dataset)) for loader in loaders]
+    pipeline = cfg.default_hooks.generalization_weights.pipeline
+    loaders = (cfg.train_dataloader, held_out_dataloader(cfg.train_dataloader, pipeline))
+    sizes = [len(mmengine_registry.DATASETS.build(loader['dataset'])) for loader in loaders]
     assert sizes == [1198 - 10 * 10, 10 * 10]
 
 
@@ -702,6 +742,21 @@ def test_pipelines_end_in_the_pixels_of_the_recipe(path, tmp_path):
         assert packed['inputs'].shape == (3, expected, expected)
 
 
+def test_crops_of_ffsd_reflect_the_image():
+    cfg = load('vanilla/vanilla_resnet32_1xb128-300e_cifar100.py')
+    crop = Compose(cfg.train_dataloader.dataset.pipeline[:2])
+    # Channel 0 tells the column, channel 1 the row.
+    image = np.stack([*np.indices((32, 32))[::-1], np.zeros((32, 32))], axis=-1).astype(np.uint8)
+    np.random.seed(0)
+    crops = [crop({'img': image.copy()})['img'] for _ in range(400)]
+    assert all(c.shape == (32, 32, 3) for c in crops)
+    # Mirrored at the first and the last pixel, four to each side: nine places.
+    mirrored = [4, 3, 2, 1, *range(32), 30, 29, 28, 27]
+    places = {tuple(mirrored[start : start + 32]) for start in range(9)}
+    assert {tuple(c[0, :, 0].tolist()) for c in crops} == places
+    assert {tuple(c[:, 0, 1].tolist()) for c in crops} == places
+
+
 @pytest.mark.parametrize('path', COHORTS)
 def test_views_are_draws_of_one_image(path, tmp_path):
     cfg = load(path)
@@ -746,6 +801,14 @@ def test_model_builds(path, no_initialisation):
     elif data == 'in1k':
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         assert round(millions, 2) == PARAMETERS[f'{network} {px}' if px else network]
+
+
+@pytest.mark.parametrize('path', [p for p in VANILLA if ffsd_recipe(p) and 'cifar100' in p])
+def test_heads_fit_the_networks_of_ffsd(path):
+    model = build_model(load(path))
+    assert model(torch.rand(2, 3, 32, 32), mode='tensor').shape == (2, 100)
+    size = sum(p.numel() for p in model.parameters())
+    assert f'| {size:,} |' in readme_rows('vanilla')[path]
 
 
 @pytest.mark.parametrize(

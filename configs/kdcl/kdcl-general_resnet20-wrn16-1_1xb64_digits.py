@@ -14,15 +14,9 @@ train_dataloader = dict(
 )
 default_hooks = dict(
     generalization_weights=dict(
+        # Types without a prefix are mmpretrain's, for a project that inherits `kd_mm::` as well.
+        _scope_='mmpretrain',
         type='kd_mm.GeneralizationWeightsHook',
-        dataloader=dict(
-            _base_.val_dataloader,
-            dataset=dict(
-                type='kd_mm.HoldOut',
-                part='held_out',
-                num_per_class=10,
-                dataset=dict(_base_.train_dataloader.dataset, pipeline=_base_.test_pipeline),
-            ),
-        ),
+        pipeline=_base_.test_pipeline,
     )
 )

@@ -14,15 +14,6 @@ train_dataloader = dict(
 )
 default_hooks = dict(
     generalization_weights=dict(
-        type='kd_mm.GeneralizationWeightsHook',
-        dataloader=dict(
-            _base_.val_dataloader,
-            dataset=dict(
-                type='kd_mm.HoldOut',
-                part='held_out',
-                num_per_class=20,
-                dataset=dict(_base_.train_dataloader.dataset, pipeline=_base_.test_pipeline),
-            ),
-        ),
+        type='kd_mm.GeneralizationWeightsHook', pipeline=_base_.test_pipeline
     )
 )

@@ -1,20 +1,15 @@
 _base_ = [
+    '../_base_/models/kdcl_imagenet.py',
     '../_base_/datasets/imagenet_bs256_2views.py',
     '../_base_/schedules/imagenet_bs2048_100e.py',
     '../_base_/default_runtime.py',
 ]
 
 model = dict(
-    # Types without a prefix are mmpretrain's, for a project that inherits `kd_mm::` as well.
-    _scope_='mmpretrain',
-    type='kd_mm.KDCL',
     students=dict(
-        resnet18_1=dict(cfg_path='mmpretrain::_base_/models/resnet18.py'),
-        resnet18_2=dict(cfg_path='mmpretrain::_base_/models/resnet18.py'),
+        _delete_=True,
+        resnet18_1=_base_.model.students.resnet18,
+        resnet18_2=_base_.model.students.resnet18,
     ),
     deploy='resnet18_1',
-    target='min_logit',
-    temperature=2.0,
-    loss_weight=1.0,
-    views='per_student',
 )

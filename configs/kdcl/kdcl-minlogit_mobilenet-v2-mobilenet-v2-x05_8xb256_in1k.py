@@ -1,23 +1,15 @@
 _base_ = [
+    '../_base_/models/kdcl_imagenet.py',
     '../_base_/datasets/imagenet_bs256_2views.py',
     '../_base_/schedules/imagenet_bs2048_300e.py',
     '../_base_/default_runtime.py',
 ]
 
 model = dict(
-    # Types without a prefix are mmpretrain's, for a project that inherits `kd_mm::` as well.
-    _scope_='mmpretrain',
-    type='kd_mm.KDCL',
     students=dict(
-        mobilenet_v2=dict(cfg_path='mmpretrain::_base_/models/mobilenet_v2_1x.py'),
-        mobilenet_v2_x05=dict(
-            cfg_path='mmpretrain::_base_/models/mobilenet_v2_1x.py',
-            backbone=dict(widen_factor=0.5),
-        ),
+        _delete_=True,
+        mobilenet_v2=_base_.model.students.mobilenet_v2,
+        mobilenet_v2_x05=_base_.model.students.mobilenet_v2_x05,
     ),
     deploy='mobilenet_v2',
-    target='min_logit',
-    temperature=2.0,
-    loss_weight=1.0,
-    views='per_student',
 )

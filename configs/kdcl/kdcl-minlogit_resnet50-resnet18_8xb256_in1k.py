@@ -1,14 +1,14 @@
 _base_ = [
-    '../_base_/models/resnet50_resnet18.py',
+    '../_base_/models/kdcl_imagenet.py',
     '../_base_/datasets/imagenet_bs256_2views.py',
     '../_base_/schedules/imagenet_bs2048_200e.py',
     '../_base_/default_runtime.py',
 ]
 
 model = dict(
-    type='kd_mm.KDCL',
-    target='min_logit',
-    temperature=2.0,
-    loss_weight=1.0,
-    views='per_student',
+    students=dict(
+        _delete_=True,
+        resnet50=_base_.model.students.resnet50,
+        resnet18=_base_.model.students.resnet18,
+    ),
 )

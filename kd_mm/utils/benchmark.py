@@ -1,16 +1,18 @@
-"""What a distillation method costs: paired timing of the training steps of two recipes.
+"""What a distillation method costs: paired timing of training steps with and without it.
 
-Both recipes run in one process, A B, B A, A B, …, on equal images and equal weights, and each
-pair of neighbouring steps gives one ratio, so that a machine that slows down for a while slows
-both sides. Printed with the interval of its median, because on a shared machine a step's own
-spread exceeds the cost of a cheap method many times over.
+Both sides run in one process, A B, B A, A B, …, on equal images and equal weights, and each pair
+of neighbouring steps gives one ratio, so that a machine that slows down for a while slows both
+sides. Printed with the interval of its median, because on a shared machine a step's own spread
+exceeds the cost of a cheap method many times over. A cohort's other side is the plain training
+of all its students, one after the other.
 """
 
 import copy
 import platform
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import mmengine
@@ -19,17 +21,23 @@ import numpy as np
 import torch
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
+from kd_mm.export import plain_cfg
+from kd_mm.models.algorithms import BaseCohort
+from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.version import __version__
 
 
 def compare_steps(
     config: Config,
-    against: Config,
+    against: Config | Sequence[Config],
+    names: Sequence[str] | None = None,
     batch_size: int | None = None,
     img_size: int | None = None,
     num_classes: int | None = None,
@@ -39,68 +47,84 @@ def compare_steps(
     clock: str = 'wall',
     amp: bool = False,
 ) -> dict:
-    """Time the training step of two recipes against each other.
+    """Time a recipe's training step against another's, or against the sum of several others'.
 
     A step is ``model.train_step`` with the recipe's own data preprocessor (its Mixup and CutMix
     included) and optimizer wrapper, on images that already lie on the device as the default
     collate function gives them: uint8, random, with random labels. The learning rate is set to 0
-    once the optimizer is built: the arithmetic is the same, and both sides keep equal weights.
-    Each pair of steps draws the same random numbers. On CUDA, times come from events and the
-    host never waits inside the timed loop.
+    once the optimizer is built: the arithmetic is the same, and all keep equal weights. The steps
+    of a pair draw the same random numbers. On CUDA, times come from events and the host never
+    waits inside the timed loop.
 
-    Where the two recipes differ in nothing but the loss of an ``ImageClassifier``'s head, the
-    stretch of the step from the call of that loss to the arrival of the gradient at the head's
-    input is also timed, in the same steps and so with the caches as they are there. Both sides
-    get equal features, and the difference, pair by pair, is what the distillation adds: its error
-    is much smaller than that of a step.
+    A cohort is compared with its students' own recipes, ``plain_cfg(config, name)`` of
+    :mod:`kd_mm.export` for each name: the times of their steps add up, and so do their memories,
+    as they would on a device each. A cohort with views per student gets each view of its own, of
+    the same images.
+
+    Peak memory is measured in one more step of each recipe: its weights, buffers and optimizer
+    state, and the most that the step holds beside them at any moment (gradients, the graph, the
+    normalised images). The images as they come are not counted, nor is what an operation takes
+    outside PyTorch's allocator.
+
+    Where there are two recipes that differ in nothing but the loss of an ``ImageClassifier``'s
+    head, the stretch of the step from the call of that loss to the arrival of the gradient at the
+    head's input is also timed, in the same steps and so with the caches as they are there. Both
+    sides get equal features, and the difference, pair by pair, is what the distillation adds: its
+    error is much smaller than that of a step.
 
     Args:
         config: The recipe in question. It is not changed.
-        against: The recipe that it is compared with. It is not changed.
+        against: The recipe that it is compared with, or several whose steps add up. They are not
+            changed.
+        names: What the report calls those; by default each by its file.
         batch_size: Images in a step; by default that of ``config``'s training loader.
         img_size: Height and width in pixels; by default what ``config``'s training pipeline
             crops or resizes to last.
-        num_classes: Replaces every ``num_classes`` of both models.
+        num_classes: Replaces every ``num_classes`` of all models.
         steps: Timed pairs, at least 2.
         warmup: Untimed pairs before them, at least 0.
         device: ``'cpu'`` or ``'cuda'``.
         clock: ``'wall'``, or on the CPU also ``'cpu'``: processor time of this process. That is
             blind to what else the machine runs, and with a single thread it is the time that the
             step would take there alone; with several it counts each thread's waiting, too.
-        amp: Train both under MMEngine's ``AmpOptimWrapper``. CUDA only, as it is.
+        amp: Train all under MMEngine's ``AmpOptimWrapper``. CUDA only, as it is.
 
     Returns:
-        dict: What :func:`to_markdown` prints: ``machine``, ``settings``, ``config`` and
-        ``against`` (times in milliseconds), ``ratio`` of config to against, pair by pair, and
-        ``distillation`` (None where the two differ in more than the loss of the head).
+        dict: What :func:`to_markdown` prints: ``machine``, ``settings``, ``config``, ``against``
+        (a list) and ``sum``, that list's in one (times in milliseconds), ``ratio`` of config to
+        sum, pair by pair, and ``distillation`` (None where it is not two recipes, or they differ
+        in more than the loss of the head).
 
     Raises:
-        ValueError: If an argument is out of range, or a size is neither given nor found in the
-            config.
+        ValueError: If an argument is out of range, a size is neither given nor found in the
+            config, or ``names`` are not as many as the recipes of ``against``.
         RuntimeError: If a loss is not finite, since the time of such a step means nothing.
     """
+    against = [against] if isinstance(against, Config) else list(against)
+    names = _names_of(against, names)
     _check_sizes(steps, warmup, (batch_size, img_size, num_classes))
     _check_device(device, clock, amp)
+    init_default_scope('mmpretrain')
+    plain = plain_cfg(config)
     settings = {
-        'batch_size': batch_size or _configured_batch_size(config),
-        'img_size': img_size or _configured_img_size(config),
-        'num_classes': num_classes or _configured_num_classes(config),
+        'batch_size': batch_size or _configured_batch_size(plain),
+        'img_size': img_size or _configured_img_size(plain),
+        'num_classes': num_classes or _configured_num_classes(plain),
         'steps': steps,
         'warmup': warmup,
         'clock': clock,
         'amp': amp,
     }
-    init_default_scope('mmpretrain')
-    batch = RandomBatch(config, settings, device)
+    batch = RandomBatch(plain, settings, device)
     watch = Stopwatch(device, clock)
-    sides = [Side(cfg, settings, device, watch) for cfg in (config, against)]
+    sides = [Side(cfg, settings, device, watch) for cfg in (config, *against)]
     same_weights = _share_weights(*sides)
-    memory = [_peak_memory(side, batch, device) for side in sides]
 
-    spans, loss_spans = ([], []), ([], [])
+    spans, loss_spans = [[] for _ in sides], [[] for _ in sides]
     for pair in range(-warmup, steps):
-        for index in _order(pair):
-            side, data = sides[index], batch.fresh()
+        for index in _order(pair, len(sides)):
+            side = sides[index]
+            data = batch.fresh(side.num_views)
             _seed(pair + warmup)
             start = watch.now()
             side.step(data)
@@ -115,22 +139,33 @@ def compare_steps(
             f'{[side.loss.item() for side in sides]}. Give a larger batch size.'
         )
 
-    report = {'machine': describe_machine(device), 'settings': settings}
-    for name, index, cfg in (('config', 0, config), ('against', 1, against)):
-        report[name] = {
-            'name': _name(cfg) or ('this recipe', 'the same without distillation')[index],
-            'step_ms': {**summarize(times[index]), 'all': times[index]},
-            'images_per_s': settings['batch_size'] / np.median(times[index]) * 1000,
-            **_complexity(sides[index].model, batch.shape),
-            'peak_memory_bytes': memory[index],
+    rows = [
+        {
+            'name': name,
+            **_speed(side_times, settings['batch_size']),
+            **_complexity(side, batch.shape),
+            'peak_memory_bytes': _peak_memory(side, batch, device),
         }
-    ratios = [a / b for a, b in zip(times[0], times[1], strict=True)]
+        for name, side, side_times in zip(
+            [_name(config) or 'this recipe', *names], sides, times, strict=True
+        )
+    ]
+    report = {
+        'machine': describe_machine(device),
+        'settings': settings,
+        'config': rows[0],
+        'against': rows[1:],
+        'sum': _add_up(rows[1:], settings['batch_size']),
+    }
+    pairs = zip(times[0], report['sum']['step_ms']['all'], strict=True)
+    ratios = [ours / theirs for ours, theirs in pairs]
     report['ratio'] = {**_median_with_interval(ratios), 'pairs': ratios}
     report['distillation'] = None
-    if same_weights and all(isinstance(side.model, ImageClassifier) for side in sides):
+    classifiers = all(isinstance(side.model, ImageClassifier) for side in sides)
+    if same_weights and classifiers and len(sides) == 2:
         loss_times = [watch.milliseconds(side_spans) for side_spans in loss_spans]
         extra = [a - b for a, b in zip(*loss_times, strict=True)]
-        plain_ms = report['against']['step_ms']['median']
+        plain_ms = report['sum']['step_ms']['median']
         report['distillation'] = {
             'extra_ms': {**_median_with_interval(extra), 'pairs': extra},
             'overhead': _median_with_interval([value / plain_ms for value in extra]),
@@ -188,18 +223,19 @@ def to_markdown(report: dict) -> str:
         '| peak memory |',
         '|---|---|---|---|---|---|',
     ]
-    for side in (report['config'], report['against']):
+    several = len(report['against']) > 1
+    for side in (report['config'], *report['against'], *[report['sum']] * several):
         step = side['step_ms']
-        memory = side['peak_memory_bytes']
         lines.append(
             f'| {side["name"]} | {step["median"]:.1f} ({step["quartiles"][0]:.1f} to '
             f'{step["quartiles"][1]:.1f}) | {side["images_per_s"]:.1f} '
             f'| {side["parameters"] / 1e6:.2f} M | {side["multiply_adds"] / 1e6:.1f} M '
-            f'| {"not measured on CPU" if memory is None else f"{memory / 2**20:.0f} MiB"} |'
+            f'| {side["peak_memory_bytes"] / 2**20:.1f} MiB |'
         )
     lines += [
         '',
-        f'- Step of the first by step of the second, {settings["steps"]} pairs: median '
+        f'- Step of the first by {"sum" if several else "step"} of the '
+        f'{"others" if several else "second"}, {settings["steps"]} pairs: median '
         f'{_percent(ratio["median"] - 1)}, 95 % interval {_percents(ratio["interval"], 1)}.',
     ]
     if report['distillation']:
@@ -242,10 +278,16 @@ def describe_machine(device: str) -> dict:
 
 
 class RandomBatch:
-    """One batch of random images and labels on the device, equal for both sides."""
+    """One batch of random images and labels on the device, equal for all sides.
 
-    def __init__(self, config: Config, settings: dict, device: str):
-        channels = config.model.get('backbone', {}).get('in_channels', 3)
+    Args:
+        plain: Config of one network, whose backbone tells the number of channels.
+        settings: Batch size, image size and number of classes.
+        device: Where the batch lies.
+    """
+
+    def __init__(self, plain: Config, settings: dict, device: str):
+        channels = plain.model.get('backbone', {}).get('in_channels', 3)
         size = settings['img_size']
         self.shape = (channels, size, size)
         rng = torch.Generator().manual_seed(0)
@@ -254,16 +296,24 @@ class RandomBatch:
         labels = torch.randint(settings['num_classes'], (count, 1), generator=rng)
         self.images, self.labels = images.to(device), labels.to(device)
 
-    def fresh(self) -> dict:
-        """Return the batch with new data samples: Mixup writes into those that it is given."""
+    def fresh(self, num_views: int | None = None) -> dict:
+        """Return the batch with new data samples: Mixup writes into those that it is given.
+
+        Args:
+            num_views: Length of the list of views; by default the images are no list.
+        """
         samples = [DataSample().set_gt_label(label) for label in self.labels]
-        return {'inputs': self.images, 'data_samples': samples}
+        inputs = self.images if num_views is None else [self.images] * num_views
+        return {'inputs': inputs, 'data_samples': samples}
 
 
 class Side:
-    """One of the two recipes: its model and its optimizer wrapper.
+    """One of the recipes: its model and its optimizer wrapper.
 
     Attributes:
+        networks: The classifiers that it trains: a cohort's students, or the model alone.
+        optimizers: One, or those of a joint wrapper's parts.
+        num_views: Views of each image that a step takes; None where it takes the images.
         loss: The last step's loss.
         loss_span: Start of the last step's head loss and end of its backward, as the stopwatch
             tells time. None if the model has no single head.
@@ -274,6 +324,9 @@ class Side:
         preprocessor_cfg = config.get('data_preprocessor')
         if preprocessor_cfg is not None:
             model_cfg.setdefault('data_preprocessor', copy.deepcopy(preprocessor_cfg))
+        if 'students' in model_cfg:
+            students = model_cfg['students'].items()
+            model_cfg['students'] = {name: student_cfg(cfg) for name, cfg in students}
         _set_num_classes(model_cfg, settings['num_classes'])
         optim_cfg = copy.deepcopy(config.optim_wrapper)
         if settings['amp']:
@@ -281,8 +334,16 @@ class Side:
         self.model = MODELS.build(model_cfg).to(device)
         self.model.train()
         self.optim_wrapper = build_optim_wrapper(self.model, optim_cfg)
-        for group in self.optim_wrapper.param_groups:
-            group['lr'] = 0.0
+        joint = isinstance(self.optim_wrapper, OptimWrapperDict)
+        parts = self.optim_wrapper.values() if joint else [self.optim_wrapper]
+        self.optimizers = [part.optimizer for part in parts]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = 0.0
+        cohort = isinstance(self.model, BaseCohort)
+        self.networks = list(self.model.students.values()) if cohort else [self.model]
+        per_student = cohort and self.model.views == 'per_student'
+        self.num_views = len(self.networks) if per_student else None
         self.loss = None
         self.loss_span = None
         if isinstance(self.model, ImageClassifier):
@@ -332,49 +393,119 @@ class Stopwatch:
         return [(end - start) * 1000 for start, end in spans]
 
 
-def _peak_memory(side: Side, batch: RandomBatch, device: str) -> int | None:
+def _names_of(against: list[Config], names: Sequence[str] | None) -> list[str]:
+    if not against:
+        raise ValueError('against must hold at least one config, but it is empty.')
+    if names is None:
+        if len(against) == 1:
+            return [_name(against[0]) or 'the same without distillation']
+        return [_name(cfg) or f'recipe {index}' for index, cfg in enumerate(against, 1)]
+    if len(names) != len(against):
+        raise ValueError(
+            f'names must be as many as the configs of against, {len(against)}, but got '
+            f'{list(names)}.'
+        )
+    return list(names)
+
+
+def _speed(times: list[float], batch_size: int) -> dict:
+    summary = summarize(times)
+    return {
+        'step_ms': {**summary, 'all': times},
+        'images_per_s': batch_size / summary['median'] * 1000,
+    }
+
+
+def _add_up(rows: list[dict], batch_size: int) -> dict:
+    """Return the row of all recipes in one: their times added pair by pair, and their counts."""
+    times = [sum(pair) for pair in zip(*(row['step_ms']['all'] for row in rows), strict=True)]
+    counts = ('parameters', 'multiply_adds', 'peak_memory_bytes')
+    return {
+        'name': 'their sum',
+        **_speed(times, batch_size),
+        **{count: sum(row[count] for row in rows) for count in counts},
+    }
+
+
+def _peak_memory(side: Side, batch: RandomBatch, device: str) -> int:
     """Bytes of one side at the largest moment of a step: weights, gradients, optimizer, graph.
 
-    What the other side holds lies there too, but does not change meanwhile.
+    Not of its first step, which has no optimizer state until its end.
     """
-    if device != 'cuda':
-        return None
-    own = sum(t.nbytes for t in (*side.model.parameters(), *side.model.buffers()))
+    states = [state for optimizer in side.optimizers for state in optimizer.state.values()]
+    held = [*side.model.parameters(), *side.model.buffers()]
+    held += [param.grad for param in side.model.parameters() if param.grad is not None]
+    held += [value for state in states for value in state.values() if torch.is_tensor(value)]
+    measure = _cuda_rise if device == 'cuda' else _cpu_rise
+    rise = measure(lambda: side.step(batch.fresh(side.num_views)))
+    return sum(tensor.nbytes for tensor in held) + rise
+
+
+def _cuda_rise(run: Callable[[], None]) -> int:
+    """Most bytes on the GPU while something runs, above those before."""
     torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated() - own
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    for _ in range(2):  # the first allocates gradients and optimizer state
-        side.step(batch.fresh())
+    run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
-def _share_weights(first: Side, second: Side) -> bool:
-    """Give the second side the weights of the first, if it has the same ones."""
-    weights = first.model.state_dict()
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    others = {name: tensor.shape for name, tensor in second.model.state_dict().items()}
-    if shapes != others:
-        return False
-    second.model.load_state_dict(weights)
-    return True
+def _cpu_rise(run: Callable[[], None]) -> int:
+    """Most bytes of tensors on the CPU while something runs, above those before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        run()
+    # The profiler's own tables leave out when each allocation was and some of them.
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == '[memory]']
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
-def _complexity(model: torch.nn.Module, shape: tuple[int, int, int]) -> dict:
-    """Count parameters and the multiply-adds of one image's forward pass."""
-    model.eval()
-    info = get_model_complexity_info(model, shape, show_table=False, show_arch=False)
-    model.train()
-    return {'parameters': info['params'], 'multiply_adds': info['flops']}
+def _share_weights(first: Side, *others: Side) -> bool:
+    """Give each of the others the weights of that network of the first that has the same ones.
+
+    Returns:
+        bool: Whether each has found its own.
+    """
+    free = list(first.networks)
+    found = [_take_equal(free, side.model) for side in others]
+    return all(found)
+
+
+def _take_equal(networks: list[nn.Module], model: nn.Module) -> bool:
+    """Load the weights of the first fitting network, and take it off the list."""
+    for index, network in enumerate(networks):
+        if _shapes(network) == _shapes(model):
+            model.load_state_dict(networks.pop(index).state_dict())
+            return True
+    return False
+
+
+def _shapes(model: nn.Module) -> dict:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _complexity(side: Side, shape: tuple[int, int, int]) -> dict:
+    """Count parameters and the multiply-adds of one image's forward pass of each network."""
+    side.model.eval()
+    flops = [
+        get_model_complexity_info(network, shape, show_table=False, show_arch=False)['flops']
+        for network in side.networks
+    ]
+    side.model.train()
+    return {
+        'parameters': sum(param.numel() for param in side.model.parameters()),
+        'multiply_adds': sum(flops),
+    }
 
 
 def _median_with_interval(values: list[float]) -> dict:
     return {'median': float(np.median(values)), 'interval': bootstrap_interval(values)}
 
 
-def _order(pair: int) -> tuple[int, int]:
-    """Swap the order in every other pair, so that going first favours neither side."""
-    return (0, 1) if pair % 2 == 0 else (1, 0)
+def _order(pair: int, count: int) -> Sequence[int]:
+    """Turn the order round in every other pair, so that going first favours neither side."""
+    return range(count) if pair % 2 == 0 else range(count)[::-1]
 
 
 def _seed(seed: int) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from mmengine.runner import find_latest_checkpoint
 
 import kd_mm.registry
 from kd_mm.datasets.labels import index_labels
-from kd_mm.models.algorithms.base import student_cfg
+from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
+from kd_mm.models.algorithms.base import BaseCohort, student_cfg
 from kd_mm.models.heads import BAKEMixin
 from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint
 
@@ -26,7 +27,8 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Raise on the first mistake in a config; nothing is written.
 
     Builds the data sets of ``loaders``, so that folders, labels and samplers are checked against
-    each other, and reads the checkpoint that the run would start from.
+    each other, and reads the checkpoints that the run would start from. A cohort is built once,
+    and the first sample of its training shows how many views there are.
 
     Args:
         cfg: Config of a run, complete with its command line. Left as it is.
@@ -46,18 +48,23 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
             'out --amp'
         )
     check_parts(cfg)
-    for name in loaders:
-        if cfg.get(name) is not None:
-            check_dataloader(cfg, name)
     path = cfg.get('load_from')
     if cfg.get('resume') and path is None:
         path = find_latest_checkpoint(cfg.work_dir)
+    found = None
     if path is not None and '://' not in path:
         found = load_checkpoint(path)['state_dict']
+    model = None
+    if found is not None or 'students' in cfg.model:
         preprocessor = cfg.get('data_preprocessor')
         default = {} if preprocessor is None else {'data_preprocessor': preprocessor}
         model = bare_model(MODELS.build({**default, **cfg.model}))
+    datasets = {n: check_dataloader(cfg, n) for n in loaders if cfg.get(n) is not None}
+    if found is not None:
         check_keys((name.removeprefix('module.') for name in found), model.state_dict(), path)
+    if isinstance(model, BaseCohort) and 'train_dataloader' in datasets:
+        model.check_checkpoints()
+        model.check_views(datasets['train_dataloader'][0]['inputs'])
 
 
 def _our_registries() -> dict[str, Registry]:
@@ -153,19 +160,22 @@ def check_parts(cfg: Config) -> None:
         cfg: Config of a run.
 
     Raises:
-        ValueError: If General has nothing that sets its weights, or a schedule is by part and the
-            parts are others than the optimizer's.
+        ValueError: If General has nothing that sets its weights, or no images to do so, or a
+            schedule is by part and the parts are others than the optimizer's.
     """
     hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
-    types = [hook.get('type') for hook in hooks if isinstance(hook, Mapping)]
     weigher = f'{PREFIX}GeneralizationWeightsHook'
+    weighers = [h for h in hooks if isinstance(h, Mapping) and h.get('type') == weigher]
     general = cfg.model.get('type') == f'{PREFIX}KDCL' and cfg.model.get('target') == 'general'
-    if general and cfg.get('train_cfg') is not None and weigher not in types:
+    if general and cfg.get('train_cfg') is not None and not weighers:
         raise ValueError(
             "target='general' needs a hook that sets the students' weights, but there is none; "
-            f'add dict(type={weigher!r}, dataloader=...) to custom_hooks, as '
+            f'add dict(type={weigher!r}, pipeline=test_pipeline) to the hooks, as '
             'configs/kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py does'
         )
+    for hook in weighers:
+        if hook.get('pipeline') is not None and cfg.get('train_cfg') is not None:
+            held_out_dataloader(cfg.get('train_dataloader'), hook['pipeline'])
     parts = (cfg.get('optim_wrapper') or {}).get('parts')
     schedules = cfg.get('param_scheduler')
     by_part = isinstance(schedules, Mapping) and 'type' not in schedules
@@ -200,12 +210,15 @@ def _folders(node: Any, path: str) -> Iterator[tuple[str, str]]:
             yield from _folders(part, f'{path}[{index}]')
 
 
-def check_dataloader(cfg: Config, name: str) -> None:
+def check_dataloader(cfg: Config, name: str) -> Sequence:
     """Check a data loader's folder, labels and batch against the model and the sampler.
 
     Args:
         cfg: Config of a run.
         name: One of its data loaders.
+
+    Returns:
+        The loader's data set.
 
     Raises:
         FileNotFoundError: If the data folder is missing or empty.
@@ -252,10 +265,11 @@ def check_dataloader(cfg: Config, name: str) -> None:
     except (TypeError, ValueError):
         if ours:
             raise
-        return
+        return dataset
     if num_classes is not None and labels.size and labels.max() >= num_classes:
         raise ValueError(
             f'num_classes of the head must exceed every label, but got {num_classes} and the '
             f'label {labels.max()} in {name}; set head.num_classes={labels.max() + 1} or more, or '
             'mend the labels'
         )
+    return dataset

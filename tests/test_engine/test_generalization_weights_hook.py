@@ -10,7 +10,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from kd_mm.engine.hooks import GeneralizationWeightsHook, generalization_weights_hook
-from tests.test_engine.toy_held_out import Images, build_model, expected_weights, parts
+from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
+from tests.test_engine.toy_held_out import (
+    NUM_CLASSES,
+    Images,
+    build_model,
+    expected_weights,
+    parts,
+)
 
 
 def loader(dataset, batch_size=4):
@@ -33,13 +40,15 @@ class Watch(Hook):
         self.weights.append(runner.model.weights.tolist())
 
 
-def build_runner(work_dir, epochs=2, train=None, hook=None, model=None, **kwargs):
+def build_runner(
+    work_dir, epochs=2, train=None, hook=None, model=None, train_dataloader=None, **kwargs
+):
     own, held_out = parts()
     hook = hook or {'type': 'kd_mm.GeneralizationWeightsHook', 'dataloader': loader(held_out)}
     return Runner(
         model=model or build_model(),
         work_dir=str(work_dir),
-        train_dataloader=loader(train or own),
+        train_dataloader=train_dataloader or loader(train or own),
         optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.01}},
         **{'train_cfg': {'by_epoch': True, 'max_epochs': epochs}, **kwargs},
         default_hooks={'checkpoint': {'type': 'CheckpointHook', 'interval': 1}},
@@ -129,6 +138,65 @@ def test_trains_on_no_held_out_image_and_reads_each_once(tmp_path):
     assert (len(looked_at), len(trained_on)) == (6, 12)
     assert sorted(looked_at + trained_on) == list(range(18))
     assert {**cfg, 'dataset': None} == before
+
+
+def split_of_images(**kwargs):
+    """The config of the training part of :func:`parts`."""
+    images = {'type': Images, 'labels': [i % NUM_CLASSES for i in range(18)], 'data_root': 'one'}
+    return {'type': 'kd_mm.HoldOut', 'num_per_class': 2, 'dataset': images, **kwargs}
+
+
+def test_a_pipeline_takes_the_images_that_training_leaves_out(tmp_path):
+    train = {
+        **loader(split_of_images()),
+        'sampler': {'type': 'DefaultSampler', 'shuffle': True},
+        'num_batch_per_epoch': 3,
+        'drop_last': True,
+    }
+    train['dataset']['dataset']['data_root'] = 'elsewhere'  # told at one place
+    pipeline = [{'type': 'mmpretrain.PackInputs'}]
+    before = copy.deepcopy((train, pipeline))
+    hook = {'type': 'kd_mm.GeneralizationWeightsHook', 'pipeline': pipeline}
+    runner = build_runner(tmp_path, 1, hook=hook, train_dataloader=train)
+    runner.train()
+    hook = next(h for h in runner.hooks if isinstance(h, GeneralizationWeightsHook))
+    held_out = hook._dataloader.dataset
+    trained = runner.train_loop.dataloader.dataset._dataset  # within the three batches
+    assert (trained.part, held_out.part) == ('train', 'held_out')
+    assert {part.dataset.data_root for part in (trained, held_out)} == {'elsewhere'}
+    assert [type(t).__name__ for t in held_out.dataset.pipeline.transforms] == ['PackInputs']
+    assert trained.dataset.pipeline.transforms == []
+    # Each once and in order, whatever training does.
+    assert held_out.dataset.read == [
+        info['number'] for info in map(parts()[1].get_data_info, range(6))
+    ]
+    assert hook._dataloader.batch_size == 4
+    assert (train, pipeline) == before
+    expected = expected_weights(runner.model, parts()[1])
+    np.testing.assert_allclose(runner.model.weights.tolist(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('train', 'message'),
+    [
+        ({'type': 'CIFAR100'}, "must be dict.type='kd_mm.HoldOut'.* but got {'type': 'CIFAR100'}"),
+        (split_of_images(part='held_out'), "but got {.*'part': 'held_out'}; wrap"),
+        (parts()[0], 'but got HoldOut; wrap the data set, or give the hook a dataloader'),
+        (split_of_images(dataset=Images([0])), "but got {'type': 'kd_mm.HoldOut'}"),
+    ],
+)
+def test_a_pipeline_without_a_hold_out(train, message):
+    with refusal(message):
+        held_out_dataloader({'dataset': train}, [])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [({}, 'but got neither'), ({'pipeline': [], 'dataloader': {}}, 'but got both')],
+)
+def test_one_source_of_held_out_images(arguments, message):
+    with refusal(message):
+        GeneralizationWeightsHook(**arguments)
 
 
 def refusal(message):

@@ -1,22 +1,27 @@
 """The paired step benchmark: its arithmetic and its protocol. Times themselves are not tested."""
 
+import copy
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmpretrain.models.heads import LinearClsHead
+from torch import nn
 
-from kd_mm.export import plain_model_cfg
+from kd_mm.export import plain_cfg
 from kd_mm.models.heads import BAKEHead
 from kd_mm.utils import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools/analysis_tools/benchmark.py'
 
 
 def tiny_config(head='kd_mm.BAKEHead', **model):
@@ -52,6 +57,39 @@ def tiny_config(head='kd_mm.BAKEHead', **model):
     )
 
 
+def cohort_config(tmp_path, views='per_student', **model):
+    """Two ResNet-8, one of them from a file of 10 classes, each with its own optimizer."""
+    config = tiny_config('LinearClsHead')
+    student = config.to_dict()['model']
+    other = tiny_config('LinearClsHead')
+    other.model.head.num_classes = 10
+    other.dump(tmp_path / 'other.py')
+    pipeline = config.train_dataloader.dataset.pipeline
+    if views == 'per_student':
+        many = {'type': 'MultiView', 'num_views': 2, 'transforms': [pipeline[:2]]}
+        pipeline = [many, pipeline[2]]
+    config.train_dataloader.dataset.pipeline = pipeline
+    sgd = {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}
+    return Config(
+        {
+            **config.to_dict(),
+            'model': {
+                'type': 'kd_mm.KDCL',
+                'students': {
+                    'here': student,
+                    'there': {'cfg_path': str(tmp_path / 'other.py')},
+                },
+                'views': views,
+                **model,
+            },
+            'optim_wrapper': {
+                'constructor': 'kd_mm.JointOptimWrapperConstructor',
+                'parts': {name: {'optimizer': sgd} for name in ('here', 'there')},
+            },
+        }
+    )
+
+
 # Convolutions, classifier, two per pixel and channel of BN, and the pooled pixels.
 MULTIPLY_ADDS = (
     (9 * 3 * 16 + 2 * 9 * 16 * 16) * 16 * 16
@@ -71,7 +109,7 @@ PARAMETERS = (
 def test_the_tool_writes_consistent_numbers(tmp_path):
     config = tmp_path / 'bake_tiny.py'
     tiny_config().dump(config)
-    command = [sys.executable, str(ROOT / 'tools/analysis_tools/benchmark.py'), str(config)]
+    command = [sys.executable, str(TOOL), str(config)]
     command += ['--steps', '3', '--warmup', '1', '--threads', '1', '--batch-size', '6']
     command += ['--json', str(tmp_path / 'out.json'), '--markdown', str(tmp_path / 'out.md')]
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
@@ -90,7 +128,8 @@ def test_the_tool_writes_consistent_numbers(tmp_path):
     }
     assert report['machine']['threads'] == 1
     assert report['machine']['versions']['torch'] == torch.__version__
-    config, against = report['config'], report['against']
+    config, against = report['config'], report['against'][0]
+    assert {**against, 'name': 'their sum'} == report['sum']
     assert (config['name'], against['name']) == ('bake_tiny', 'the same without distillation')
     for side in (config, against):
         times = side['step_ms']['all']
@@ -99,7 +138,8 @@ def test_the_tool_writes_consistent_numbers(tmp_path):
         assert side['images_per_s'] == pytest.approx(6000 / statistics.median(times))
         assert side['parameters'] == PARAMETERS
         assert side['multiply_adds'] == MULTIPLY_ADDS
-        assert side['peak_memory_bytes'] is None
+        # Weights and their gradients, and the first layer's output of 6 images twice.
+        assert side['peak_memory_bytes'] > 4 * (2 * PARAMETERS + 2 * 6 * 16 * 16 * 16)
 
     ratio = report['ratio']
     pairs = zip(config['step_ms']['all'], against['step_ms']['all'], strict=True)
@@ -118,7 +158,8 @@ def test_the_tool_writes_consistent_numbers(tmp_path):
     table = (tmp_path / 'out.md').read_text()
     assert table in run.stdout
     assert '| bake_tiny |' in table
-    assert 'not measured on CPU' in table
+    assert f'| {against["peak_memory_bytes"] / 2**20:.1f} MiB |' in table
+    assert 'their sum' not in table
     assert '- Wall time on ' in table
     assert f'median {100 * (ratio["median"] - 1):+.2f} %, 95 % interval' in table
     assert f'{extra["median"]:+.3f} ms' in table
@@ -126,15 +167,53 @@ def test_the_tool_writes_consistent_numbers(tmp_path):
 
 
 @pytest.fixture
+def tool(monkeypatch, tmp_path):
+    """Run the tool with arguments; return the names and configs that it compares with."""
+
+    def run(*arguments):
+        given = []
+        monkeypatch.setattr(
+            benchmark, 'compare_steps', lambda *args, **_: given.extend(args) or {}
+        )
+        monkeypatch.setattr(benchmark, 'to_markdown', lambda report: '')
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+        runpy.run_path(str(TOOL), run_name='__main__')
+        _, against, names = given
+        return names, against
+
+    return run
+
+
+def test_the_tool_compares_a_cohort_with_each_student_alone(tool, tmp_path):
+    cohort_config(tmp_path, deploy='there').dump(tmp_path / 'cohort.py')
+    names, against = tool(tmp_path / 'cohort.py')
+    assert names == ['there', 'here']
+    assert [cfg.model.head.num_classes for cfg in against] == [10, 5]
+    assert [cfg.model.type for cfg in against] == ['ImageClassifier'] * 2
+
+
+def test_the_tool_compares_with_what_it_is_told(tool, tmp_path):
+    tiny_config().dump(tmp_path / 'bake.py')
+    tiny_config(head='LinearClsHead').dump(tmp_path / 'a.py')
+    names, against = tool(tmp_path / 'bake.py')
+    assert (names, [cfg.model.head.type for cfg in against]) == (None, ['LinearClsHead'])
+    names, against = tool(
+        tmp_path / 'bake.py', '--against', tmp_path / 'a.py', tmp_path / 'bake.py'
+    )
+    assert names is None
+    assert [Path(cfg.filename).name for cfg in against] == ['a.py', 'bake.py']
+
+
+@pytest.fixture
 def recorded(monkeypatch):
-    """What every step of either side was given: side, weights, images, random draw."""
+    """What every step of any side was given: side, weights, images, random draw."""
     steps = []
     original = benchmark.Side.step
 
     def step(self, data):
         weights = torch.cat([p.detach().flatten() for p in self.model.parameters()])
         random_draw = torch.rand(1)
-        steps.append((self, weights.clone(), data['inputs'].clone(), random_draw))
+        steps.append((self, weights.clone(), copy.deepcopy(data['inputs']), random_draw))
         original(self, data)
 
     monkeypatch.setattr(benchmark.Side, 'step', step)
@@ -142,14 +221,21 @@ def recorded(monkeypatch):
 
 
 def compare(config, against=None, **arguments):
-    if against is None:
-        against = Config({**config.to_dict(), 'model': plain_model_cfg(config.model)})
     arguments = {'steps': 2, 'warmup': 0, **arguments}
+    against = plain_cfg(config) if against is None else against
     return benchmark.compare_steps(config, against, **arguments)
+
+
+def compare_cohort(config, **arguments):
+    names = ['here', 'there']
+    against = [plain_cfg(config, name) for name in names]
+    return compare(config, against, names=names, **arguments)
 
 
 def test_pairs_alternate_on_equal_images_weights_and_random_numbers(recorded):
     report = compare(tiny_config(), steps=3, warmup=1)
+    peaks = recorded[8:]
+    del recorded[8:]
     sides = [side for side, *_ in recorded]
     bake = next(s for s in sides if type(s.model.head).__name__ == 'BAKEHead')
     plain = next(s for s in sides if type(s.model.head).__name__ == 'LinearClsHead')
@@ -162,6 +248,122 @@ def test_pairs_alternate_on_equal_images_weights_and_random_numbers(recorded):
     assert recorded[0][3] != recorded[2][3]
     assert recorded[0][2].dtype == torch.uint8
     assert len(report['config']['step_ms']['all']) == 3
+    assert [side for side, *_ in peaks] == [bake, plain]
+
+
+@pytest.mark.parametrize('views', ['per_student', 'shared'])
+def test_a_cohort_alternates_with_all_its_students(recorded, tmp_path, views):
+    report = compare_cohort(cohort_config(tmp_path, views), steps=3, warmup=1)
+    both, here, there = [side for side, *_ in recorded[-3:]]
+    sides = [side for side, *_ in recorded[:-3]]
+    assert sides == [there, here, both, both, here, there, there, here, both, both, here, there]
+
+    weights = {
+        side: torch.cat([p.detach().flatten() for p in side.model.parameters()])
+        for side in (both, here, there)
+    }
+    own = torch.cat([weights[here], weights[there]])
+    torch.testing.assert_close(weights[both], own, rtol=0, atol=0)
+    assert not torch.equal(weights[here], weights[there])
+    images = recorded[0][2]
+    assert images.shape == (4, 3, 16, 16)
+    for side, before, inputs, _ in recorded:
+        torch.testing.assert_close(before, weights[side], rtol=0, atol=0)
+        seen = inputs if side is both and views == 'per_student' else [inputs]
+        assert len(seen) == (2 if side is both and views == 'per_student' else 1)
+        for view in seen:
+            torch.testing.assert_close(view, images, rtol=0, atol=0)
+
+    assert [row['name'] for row in report['against']] == ['here', 'there']
+    assert report['distillation'] is None
+    for row, networks in ((report['config'], 2), (report['sum'], 2), (report['against'][1], 1)):
+        assert row['parameters'] == networks * PARAMETERS
+        assert row['multiply_adds'] == networks * MULTIPLY_ADDS
+    memories = [row['peak_memory_bytes'] for row in report['against']]
+    assert report['sum']['peak_memory_bytes'] == sum(memories)
+    assert max(memories) < report['config']['peak_memory_bytes']
+
+
+def test_times_and_memories_of_several_recipes_add_up(monkeypatch, tmp_path):
+    """A cohort's step takes 10 s, the students' 3 s and 5 s, on a machine that slows down."""
+    seconds = [0.0]
+    durations = iter([10.0, 3.0, 5.0, 2 * 5.0, 2 * 3.0, 2 * 10.0, 4 * 10.0, 4 * 3.0, 4 * 5.0])
+
+    def step(self, data):
+        self.loss = torch.zeros(())
+        seconds[0] += next(durations)
+
+    monkeypatch.setattr(benchmark.Side, 'step', step)
+    monkeypatch.setattr(benchmark.time, 'process_time', lambda: seconds[0])
+    mebibytes = {'KDCL': 2.75, 'ImageClassifier': 1.5}
+    monkeypatch.setattr(
+        benchmark,
+        '_peak_memory',
+        lambda side, batch, device: int(mebibytes[type(side.model).__name__] * 2**20),
+    )
+    report = compare_cohort(cohort_config(tmp_path), steps=3, clock='cpu')
+    assert report['config']['step_ms']['all'] == [10000.0, 20000.0, 40000.0]
+    assert [row['step_ms']['all'] for row in report['against']] == [
+        [3000.0, 6000.0, 12000.0],
+        [5000.0, 10000.0, 20000.0],
+    ]
+    assert report['sum']['step_ms'] == {
+        'all': [8000.0, 16000.0, 32000.0],
+        'median': 16000.0,
+        'quartiles': [12000.0, 24000.0],
+    }
+    assert report['sum']['images_per_s'] == 4 / 16
+    assert report['ratio'] == {'median': 1.25, 'interval': [1.25, 1.25], 'pairs': [1.25] * 3}
+    table = benchmark.to_markdown({**report, 'command': 'python x'})
+    assert '| this recipe | 20000.0 (15000.0 to 30000.0) | 0.2 |' in table
+    one, two = (
+        f'{count * PARAMETERS / 1e6:.2f} M | {count * MULTIPLY_ADDS / 1e6:.1f} M'
+        for count in (1, 2)
+    )
+    assert f'| there | 10000.0 (7500.0 to 15000.0) | 0.4 | {one} | 1.5 MiB |' in table
+    assert f'| their sum | 16000.0 (12000.0 to 24000.0) | 0.2 | {two} | 3.0 MiB |' in table
+    assert '- Step of the first by sum of the others, 3 pairs: median +25.00 %' in table
+
+
+def test_memory_is_that_of_the_largest_moment():
+    def run():
+        first = torch.empty(1000)
+        second = torch.empty(500)
+        del first  # 6,000 bytes so far
+        third = torch.empty(999)
+        fourth = torch.empty(1)
+        del second, third, fourth
+
+    assert benchmark._cpu_rise(run) == 6000
+    assert benchmark._cpu_rise(lambda: None) == 0
+
+
+def test_memory_of_a_step_counts_what_the_side_holds(monkeypatch):
+    model = nn.Sequential(nn.Linear(10, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    model(torch.ones(2, 10)).sum().backward()
+    optimizer.step()
+    side = SimpleNamespace(
+        model=model,
+        optimizers=[optimizer],
+        num_views=None,
+        step=lambda data: torch.empty(data['count']),
+    )
+    batch = SimpleNamespace(fresh=lambda num_views: {'count': 100})
+    weights, buffers = 4 * (4 * 10 + 4 + 4 + 4), 4 * (4 + 4) + 8
+    held = 3 * weights + buffers  # with gradients and momenta
+    assert benchmark._peak_memory(side, batch, 'cpu') == held + 400
+    optimizer.zero_grad()
+    assert benchmark._peak_memory(side, batch, 'cpu') == held - weights + 400
+
+    for name, value in (
+        ('synchronize', None),
+        ('memory_allocated', 5000),
+        ('reset_peak_memory_stats', None),
+        ('max_memory_allocated', 5700),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert benchmark._peak_memory(side, batch, 'cuda') == held - weights + 700
 
 
 def test_times_of_a_slowing_clock_become_exact_figures(monkeypatch):
@@ -202,9 +404,9 @@ def test_times_of_a_slowing_clock_become_exact_figures(monkeypatch):
 
     # The warm-up pair ran at full speed.
     assert report['config']['step_ms']['all'] == [5000.0, 10000.0, 20000.0]
-    assert report['against']['step_ms']['all'] == [4000.0, 8000.0, 16000.0]
+    assert report['against'][0]['step_ms']['all'] == [4000.0, 8000.0, 16000.0]
     assert report['config']['step_ms']['quartiles'] == [7500.0, 15000.0]
-    assert report['against']['images_per_s'] == 4 / 8
+    assert report['against'][0]['images_per_s'] == 4 / 8
     assert report['ratio'] == {'median': 1.25, 'interval': [1.25, 1.25], 'pairs': [1.25] * 3}
     extra = report['distillation']['extra_ms']
     assert (extra['pairs'], extra['median']) == ([1000.0, 2000.0, 4000.0], 2000.0)
@@ -230,6 +432,17 @@ def test_sizes_come_from_the_config_unless_given(recorded):
     assert recorded[0][0].model.head.fc.out_features == 7
     assert recorded[0][0].model.data_preprocessor.num_classes == 7
     assert config.to_dict() == before
+
+
+def test_classes_of_a_student_from_a_file_are_replaced(recorded, tmp_path):
+    config = cohort_config(tmp_path)
+    report = compare_cohort(config)
+    assert report['settings']['num_classes'] == 5
+    assert report['settings']['img_size'] == 16
+    recorded.clear()
+    compare_cohort(config, num_classes=7)
+    for side, *_ in recorded:
+        assert {network.head.num_classes for network in side.networks} == {7}
 
 
 def test_grey_images_follow_the_backbone(recorded):
@@ -313,6 +526,13 @@ def test_a_loss_that_is_not_finite_is_refused():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         compare(tiny_config(), **arguments)
+
+
+def test_recipes_and_names_must_fit():
+    with pytest.raises(ValueError, match='at least one config'):
+        compare(tiny_config(), [])
+    with pytest.raises(ValueError, match='names must be as many as the configs of against, 1'):
+        compare(tiny_config(), names=['a', 'b'])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from tests.conftest import REPO, run_tool
 
 DIGITS = 'configs/bake/resnet20_1xb64_digits.py'
 SWIN = 'configs/bake/swin-t_8xb128_in1k.py'
+PAIR = 'configs/kdcl/kdcl-minlogit_resnet20-wrn16-1_1xb64_digits.py'
+GENERAL = 'configs/kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py'
+MUTUAL = 'configs/kdcl/dml_resnet20-wrn16-1_1xb64_digits.py'
 TRAIN = 'train_dataloader'
 
 
@@ -158,6 +161,94 @@ def test_options_follow_the_arguments_that_are_passed_on():
 
     assert options(BAKEHead) >= {'omega', 'gather', 'num_classes', 'loss', 'topk', 'init_cfg'}
     assert 'kwargs' not in options(BAKEHead)
+
+
+ONE = {
+    'type': 'ImageClassifier',
+    'backbone': {'type': 'kd_mm.CIFARResNet', 'depth': 8},
+    'neck': {'type': 'GlobalAveragePooling'},
+    'head': {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': 64},
+}
+VIEWS = f'{TRAIN}__dataset__pipeline__1__num_views'
+
+
+@pytest.mark.parametrize(
+    ('config', 'options_', 'message'),
+    [
+        (
+            PAIR,
+            {'model__students__wrn16_1__head__num_classes': 12},
+            'same number of classes, but got resnet20: 10, wrn16_1: 12; set',
+        ),
+        (
+            MUTUAL,
+            {'model__students': {'_delete_': True, 'one': ONE}, 'model__deploy': None},
+            'at least two students, but got one; add',
+        ),
+        (
+            PAIR,
+            {'model__target': 'minlogit'},
+            "one of naive, linear, min_logit, general, but got 'minlogit'",
+        ),
+        (
+            PAIR,
+            {'model__students': {'res.net': ONE}},
+            "word without dots, but got 'res.net'",
+        ),
+        (PAIR, {'model__deploy': 'wrn'}, "one of the students resnet20, wrn16_1, but got 'wrn'"),
+        (PAIR, {'model__temperature': 0.0}, r'temperature must be positive .* got 0\.0'),
+        (MUTUAL, {'model__temperature': -1.0}, r'temperature must be positive .* got -1\.0'),
+        (PAIR, {VIEWS: 3}, "'per_student' with 2 students needs 2 views .* gives 3 views"),
+        (PAIR, {VIEWS: 1}, "'per_student' with 2 students needs 2 views .* gives 1 views"),
+        (PAIR, {'model__views': 'shared'}, "'shared' .* needs one image .* gives 2 views"),
+        (MUTUAL, {'model__views': 'per_student'}, 'needs 2 views .* gives one image'),
+        (
+            GENERAL,
+            {f'{TRAIN}__dataset__num_per_class': 1000},
+            'num_per_class=1000 empties 10 of 10 classes',
+        ),
+        (
+            GENERAL,
+            {f'{TRAIN}__dataset__part': 'held_out'},
+            "must be dict.type='kd_mm.HoldOut', part='train'.* 'part': 'held_out'",
+        ),
+    ],
+)
+def test_mistakes_in_a_cohorts_config(config, options_, message):
+    refused(config, ValueError, message, **options_)
+
+
+@pytest.mark.parametrize('part', ['', '__backbone'])
+def test_a_students_checkpoint_that_fits_nothing(part, tmp_path):
+    path = tmp_path / 'other.pth'
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
+    changes = {f'model__students__wrn16_1{part}__init_cfg': init_cfg}
+    refused(PAIR, FileNotFoundError, f'no checkpoint at {path}', **changes)
+    torch.save({'state_dict': {'other.weight': torch.ones(2)}}, path)
+    where = f'students.wrn16_1{part}'.replace('__', '.')
+    refused(PAIR, ValueError, f'none of the 1 names in {path} of {where}', **changes)
+    cfg = Config.fromfile(REPO / PAIR)
+    cfg.merge_from_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    check_config(cfg, ('val_dataloader',))  # testing starts from another checkpoint
+
+
+def test_good_cohorts_pass():
+    for config in (PAIR, GENERAL, MUTUAL):
+        check_config(Config.fromfile(REPO / config), (TRAIN, 'val_dataloader'))
+    cfg = Config.fromfile(REPO / MUTUAL)
+    one = {'_delete_': True, 'type': 'kd_mm.KDCL', 'students': {'one': ONE}}
+    cfg.merge_from_dict({'model': one})
+    check_config(cfg, (TRAIN,))  # plain training
+
+
+def test_the_tool_ends_in_one_line_and_writes_nothing(tmp_path):
+    options_ = ('--cfg-options', 'model.target=median')
+    done = run_tool('train.py', PAIR, '--work-dir', tmp_path / 'w', *options_, check=False)
+    assert done.returncode == 1
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith('error: target must be one of naive, linear, min_logit, general')
+    assert 'Traceback' not in done.stdout
+    assert not (tmp_path / 'w').exists()
 
 
 def cohort(**changes):

@@ -1,7 +1,8 @@
-"""Compare the time of a distilled training step with that of the plain one.
+"""Compare the time and memory of a distilled training step with those of the plain one.
 
-The recipe and its counterpart run in one process, in turns, on equal random images; no data set
-is needed. The figures in docs/benchmarks.md come from this script.
+The recipe and its counterpart (of a cohort: each student's own plain training, added up) run in
+one process, in turns, on equal random images; no data set is needed. The figures in
+docs/benchmarks.md come from this script.
 """
 
 import argparse
@@ -14,14 +15,19 @@ import sys
 import torch
 from mmengine.config import Config
 
-from kd_mm.export import plain_model_cfg
+from kd_mm.export import plain_cfg, student_names
 from kd_mm.utils.benchmark import compare_steps, to_markdown
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description='Paired timing of training steps')
     parser.add_argument('config', help='config file of the recipe in question')
-    parser.add_argument('--against', help='config to compare with (CONFIG undistilled)')
+    parser.add_argument(
+        '--against',
+        nargs='+',
+        metavar='CONFIG',
+        help='config to compare with, or several whose steps add up (CONFIG undistilled)',
+    )
     parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
     parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
     parser.add_argument('--num-classes', type=int, help="number of classes (config's)")
@@ -58,12 +64,14 @@ def main():
         torch.set_num_threads(args.threads)
     config = Config.fromfile(args.config)
     if args.against:
-        against = Config.fromfile(args.against)
+        names, against = None, [Config.fromfile(path) for path in args.against]
     else:
-        against = Config({**config.to_dict(), 'model': plain_model_cfg(config.model)})
+        names = student_names(config) or None
+        against = [plain_cfg(config, name) for name in names or [None]]
     report = compare_steps(
         config,
         against,
+        names,
         batch_size=args.batch_size,
         img_size=args.img_size,
         num_classes=args.num_classes,

@@ -1,6 +1,6 @@
 """Feature fusion and self-distillation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -166,7 +166,9 @@ class FFSD(BaseCohort):
         """Return all losses but those of the students' own heads; see the class."""
         common = torch.stack([logits[name].detach() for name in self.common])
         ensemble = at_least_float32(common).mean(dim=0)
-        losses = self._common_losses(logits, maps)
+        # Where the stages of students with a neck look: what guidance moves, and a neck's target.
+        attention = {name: [attention_map(m) for m in maps[name][:-1]] for name in self.taught}
+        losses = self._common_losses(logits, maps, attention)
         fused, teacher = None, ensemble
         if self.fusion is not None:
             deepest = [maps[name][-1].detach() for name in self.common]
@@ -175,12 +177,15 @@ class FFSD(BaseCohort):
             losses['fusion/loss'] = F.cross_entropy(at_least_float32(teacher), labels)
             losses['fusion/loss_ensemble'] = self._divergence(teacher, ensemble)
         if self.leader is not None:
-            losses |= self._leader_losses(logits[self.leader], maps, teacher, fused)
+            losses |= self._leader_losses(logits[self.leader], maps, attention, teacher, fused)
         # Last: the necks' statistics change here, and guidance comes from those before.
-        return losses | self._neck_losses(maps)
+        return losses | self._neck_losses(maps, attention)
 
     def _common_losses(
-        self, logits: dict[str, Tensor], maps: dict[str, tuple[Tensor, ...]]
+        self,
+        logits: dict[str, Tensor],
+        maps: dict[str, tuple[Tensor, ...]],
+        attention: dict[str, list[Tensor]],
     ) -> dict[str, Tensor]:
         """Return what the common students learn from each other."""
         divergences = mutual_kl([logits[name] for name in self.common], self.temperature)
@@ -201,7 +206,7 @@ class FFSD(BaseCohort):
                 losses[f'{name}/loss_diversity'] = self.diversity_weight * distance
             if name in self.taught:
                 losses[f'{name}/loss_self_distillation'] = self.diversity_weight * self._guidance(
-                    name, maps[name], source
+                    name, attention[name], source
                 )
         return losses
 
@@ -209,6 +214,7 @@ class FFSD(BaseCohort):
         self,
         logits: Tensor,
         maps: dict[str, tuple[Tensor, ...]],
+        attention: dict[str, list[Tensor]],
         teacher: Tensor,
         fused: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -226,7 +232,7 @@ class FFSD(BaseCohort):
         if name in self.taught:
             source = own[-1] if fused is None else fused
             losses[f'{name}/loss_self_distillation'] = self.fusion_weight * self._guidance(
-                name, own, source
+                name, attention[name], source
             )
         return losses
 
@@ -235,33 +241,30 @@ class FFSD(BaseCohort):
         target_probs = (at_least_float32(teacher.detach()) / self.temperature).softmax(dim=1)
         return soft_target_kl(logits, target_probs, self.temperature).mean()
 
-    def _guidance(self, name: str, maps: tuple[Tensor, ...], source: Tensor) -> Tensor:
+    def _guidance(self, name: str, attention: list[Tensor], source: Tensor) -> Tensor:
         """Return G(R, F, X): what the neck makes of a map guides the stages' attention."""
         neck = self.self_distillation[name]
         training = neck.training
         neck.eval()
         with torch.no_grad():
-            targets = neck(source.detach().to(maps[-1].dtype))
+            targets = [attention_map(level) for level in neck(source.detach())]
         neck.train(training)
-        return sum(
-            attention_distance(attention_map(own), attention_map(target))
-            for own, target in zip(maps[:-1], targets, strict=True)
-        )
+        return _total(attention, targets)
 
-    def _neck_losses(self, maps: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    def _neck_losses(
+        self, maps: dict[str, tuple[Tensor, ...]], attention: dict[str, list[Tensor]]
+    ) -> dict[str, Tensor]:
         """Return what each self-distillation neck learns from its own network."""
         losses = {}
         for name in self.taught:
-            neck = self.self_distillation[name]
-            targets = [level.detach() for level in maps[name]]
-            pairs = list(zip(neck(targets[-1]), targets[:-1], strict=True))
-            feature = sum(attention_distance(ours, target) for ours, target in pairs)
-            attention = sum(
-                attention_distance(attention_map(ours), attention_map(target))
-                for ours, target in pairs
-            )
-            losses[f'{name}/loss_neck_feature'] = self.self_distillation_weight * feature
-            losses[f'{name}/loss_neck_attention'] = self.self_distillation_weight * attention
+            *shallow, deepest = maps[name]
+            rebuilt = self.self_distillation[name](deepest.detach())
+            terms = {
+                'feature': _total(rebuilt, shallow),
+                'attention': _total([attention_map(m) for m in rebuilt], attention[name]),
+            }
+            for term, value in terms.items():
+                losses[f'{name}/loss_neck_{term}'] = self.self_distillation_weight * value
         return losses
 
     def logits_beside(self, maps: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
@@ -269,6 +272,11 @@ class FFSD(BaseCohort):
         if self.fusion is None:
             return {}
         return {'fusion': self.fusion([maps[name][-1] for name in self.common])[1]}
+
+
+def _total(learners: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return the sum of d over the stages; it detaches the targets."""
+    return sum(attention_distance(x, y) for x, y in zip(learners, targets, strict=True))
 
 
 def _check_roles(students: Mapping, leader: str | None, common: tuple[str, ...]) -> None:

@@ -1,0 +1,3 @@
+_base_ = './wrn16_2.py'
+
+model = dict(backbone=dict(depth=40))

@@ -1,0 +1,18 @@
+# Optimizers of an FFSD cohort: networks, fusion, and the necks that teach themselves.
+_base_ = './imagenet_bs256_ffsd.py'
+
+optim_wrapper = dict(
+    _delete_=True,
+    constructor='kd_mm.JointOptimWrapperConstructor',
+    parts=dict(
+        networks=dict(prefix=['students', 'decoder'], optimizer=_base_.optim_wrapper.optimizer),
+        fusion=dict(
+            prefix='fusion',
+            optimizer=dict(_base_.optim_wrapper.optimizer, weight_decay=1e-5),
+        ),
+        self_distillation=dict(
+            prefix='self_distillation',
+            optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-4),
+        ),
+    ),
+)
