@@ -528,6 +528,16 @@ def test_bad_arguments_are_refused(arguments, message):
         compare(tiny_config(), **arguments)
 
 
+def test_recipes_without_names_are_called_by_their_files_or_numbers(tmp_path):
+    tiny_config().dump(tmp_path / 'bake.py')
+    from_file, other = Config.fromfile(tmp_path / 'bake.py'), tiny_config('LinearClsHead')
+    report = compare(tiny_config(), [other, from_file])
+    assert [row['name'] for row in report['against']] == ['recipe 1', 'bake']
+    report = compare(from_file, other, names=['plain'])
+    assert [report[key]['name'] for key in ('config', 'sum')] == ['bake', 'their sum']
+    assert report['against'][0]['name'] == 'plain'
+
+
 def test_recipes_and_names_must_fit():
     with pytest.raises(ValueError, match='at least one config'):
         compare(tiny_config(), [])

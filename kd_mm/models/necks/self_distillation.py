@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ class SelfDistillationNeck(BaseModule):
             Maps of all stages but the deepest, shallow to deep: (B, channels[i], 2^k H, 2^k W)
             with k stages in between.
         """
+        # A transposed convolution of this layout takes a third of the time on a CPU.
+        x = x.contiguous(memory_format=torch.channels_last)
         maps = []
         for block in self.blocks:
             x = block(x)
