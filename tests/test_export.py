@@ -240,6 +240,15 @@ NORMED = {
 }
 
 
+CONVNEXT = {
+    'type': 'ConvNeXt',
+    'arch': {'depths': [1, 1, 1, 1], 'channels': [8, 16, 32, 64]},
+    'in_channels': 1,
+    'gap_before_final_norm': False,
+    'out_indices': (0, 1, 2, 3),
+}
+
+
 def ffsd(backbone, width, **settings):
     """An FFSD cohort whose optimizer parts hold several modules."""
     student = {
@@ -272,8 +281,9 @@ def ffsd(backbone, width, **settings):
             64,
         ),
         (NORMED, 64),
+        (CONVNEXT, 64),
     ],
-    ids=['resnet', 'swin'],
+    ids=['resnet', 'swin', 'convnext'],
 )
 def test_a_leader_leaves_all_that_helped_it_behind(tmp_path, backbone, width, name):
     """The weights fit the stock network, which gives one map and has one norm for it."""

@@ -438,6 +438,7 @@ HIERARCHICAL = {
     },
     'MobileNetV2': {'widen_factor': 0.1, 'out_indices': (1, 2, 4, 7)},
 }
+POOLED = {'arch': {'depths': [1, 1, 1, 1], 'channels': [8, 16, 32, 64]}}
 DEEPEST = {'ResNet': 64, 'SwinTransformer': 64, 'ConvNeXt': 64, 'MobileNetV2': 1280}
 
 
@@ -526,6 +527,15 @@ def vary(**changes):
         ({'students': vary(leader={'out_indices': (2,)})}, 'maps of several stages.*leader gives'),
         ({'students': vary(student1={'num_classes': 7})}, 'same number of classes'),
         ({'deploy': 'fusion'}, 'deploy must name one of the students'),
+        (
+            {
+                'students': dict.fromkeys(
+                    ('student0', 'student1', 'leader'),
+                    student(backbone='ConvNeXt', width=64, **POOLED),
+                )
+            },
+            r'must be maps \(C, H, W\), but those of student .* \(64,\).*gap_before_final_norm',
+        ),
     ],
 )
 def test_bad_input_is_refused_when_the_cohort_is_built(settings, message):

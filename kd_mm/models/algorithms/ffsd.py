@@ -344,7 +344,8 @@ def _check_deepest(shapes: Mapping[str, list]) -> None:
         if len(deepest) != 3:
             raise ValueError(
                 f'the outputs of a backbone must be maps (C, H, W), but those of student {name} '
-                f'have shape {deepest}; use a hierarchical backbone'
+                f'have shape {deepest}; use a hierarchical backbone (a ConvNeXt with '
+                'gap_before_final_norm=False and a GlobalAveragePooling neck)'
             )
     if len({deepest[1:] for *_, deepest in shapes.values()}) > 1:
         listed = ', '.join(f'{name}: {deepest}' for name, (*_, deepest) in shapes.items())
