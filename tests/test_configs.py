@@ -28,7 +28,10 @@ from mmengine.runner.checkpoint import load_checkpoint
 from mmpretrain.structures import DataSample
 
 from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
+from kd_mm.models.algorithms import DML
+from kd_mm.models.algorithms import FFSD as FFSDCohort
 from kd_mm.models.algorithms.base import student_cfg
+from kd_mm.models.algorithms.ffsd import DIVERSITIES, SELF_DISTILLATIONS
 from kd_mm.utils import register_all_modules
 from kd_mm.utils.preflight import check_types
 
@@ -37,11 +40,13 @@ from .conftest import REPO, run_tool
 CONFIGS = REPO / 'configs'
 PATHS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
 BAKE = [path for path in PATHS if path.startswith('bake/')]
-COHORTS = [path for path in PATHS if path.startswith('kdcl/')]
+KDCL = [path for path in PATHS if path.startswith('kdcl/')]
+FFSD = [path for path in PATHS if path.startswith('ffsd/')]
+COHORTS = KDCL + FFSD
 VANILLA = [path for path in PATHS if path.startswith('vanilla/')]
 
 NAME = re.compile(
-    r'(?:(?P<method>vanilla|dml|kdcl-[a-z-]+)_)?(?P<network>[a-z0-9-]+)'
+    r'(?:(?P<method>vanilla|dml|kdcl-[a-z-]+|ffsd(?:-[a-z0-9-]+)?)_)?(?P<network>[a-z0-9-]+)'
     r'_(?P<gpus>\d+)xb(?P<batch>\d+)(?:-(?P<epochs>\d+)e)?_(?P<data>[a-z0-9]+)'
     r'(?:-(?P<px>\d+)px)?\.py'
 )
@@ -130,6 +135,23 @@ STEPS = {
     ('mobilenet', 300): [90, 180, 270],
 }
 TARGETS = {'naive': 'naive', 'linear': 'linear', 'minlogit': 'min_logit', 'general': 'general'}
+# What a word in the name of an FFSD config stands for: how students are kept apart, who has a neck
+# of self-distillation, whether features are fused.
+ABLATIONS = {
+    '': ('attention', ('student2', 'leader'), True),
+    'l2-diversity': ('l2', ('student2', 'leader'), True),
+    'no-diversity': (None, ('student2', 'leader'), True),
+    'no-sd': ('attention', (), True),
+    'sd-common': ('attention', ('student2',), True),
+    'sd-leader': ('attention', ('leader',), True),
+    'no-fusion': ('attention', ('student2', 'leader'), False),
+    'no-leader': ('attention', ('student2',), True),
+    'dml': (None, (), True),
+    '3students': ('attention', ('student2', 'student3', 'leader'), True),
+    '4students': ('attention', ('student2', 'student3', 'student4', 'leader'), True),
+    '5students': ('attention', (*(f'student{i}' for i in range(2, 6)), 'leader'), True),
+    '6students': ('attention', (*(f'student{i}' for i in range(2, 7)), 'leader'), True),
+}
 HELD_OUT = {'in1k': 20, 'cifar100': 50, 'digits': 10}
 # What BAKE may change in a vanilla config.
 HEAD = {f'model.head.{key}' for key in ('type', 'omega', 'temperature', 'loss_weight')}
@@ -181,13 +203,37 @@ def kdcl_recipe(path):
     network, _, batch, data, px = parse(path)
     mixed = px or network.startswith('swin')
     of_small = data == 'cifar100' and network not in ('resnet18', 'densenet121')
-    return path in COHORTS or (data == 'in1k' and batch == 256 and not mixed) or of_small
+    return path in KDCL or (data == 'in1k' and batch == 256 and not mixed) or of_small
+
+
+def ablation(path):
+    """Return what follows ffsd in a config's name; None of a config that is no FFSD."""
+    method, _, rest = NAME.fullmatch(Path(path).name)['method'].partition('-')
+    return rest if method == 'ffsd' else None
+
+
+def leaderless(path):
+    return ablation(path) in ('no-leader', None)
+
+
+def num_common(path):
+    """Return how many common students a config's name tells of: two, if it tells nothing."""
+    more = re.fullmatch(r'(\d)students', ablation(path) or '')
+    return int(more[1]) if more else 2
 
 
 def students_of(path):
     """Return the networks that a cohort's name lists, by the name of the student."""
     name = parse(path)[0]
-    if equal := re.fullmatch(r'(\d)x(.+)', name):
+    equal = re.fullmatch(r'(\d)x(.+)', name)
+    if path in FFSD:
+        network = equal[2] if equal else name
+        students = (
+            ['student1', 'student2'] if leaderless(path) else ['student1', 'student2', 'leader']
+        )
+        students += [f'student{i}' for i in range(3, num_common(path) + 1)]
+        return dict.fromkeys(students, network)
+    if equal:
         return {f'{equal[2]}_{i + 1}': equal[2] for i in range(int(equal[1]))}
     longest_first = sorted((n for n in NETWORKS if ' ' not in n), key=len, reverse=True)
     found = re.findall('|'.join(map(re.escape, longest_first)), name)
@@ -196,13 +242,13 @@ def students_of(path):
 
 
 def networks_of(path):
-    """Return {network of the name: its classifier's config}."""
+    """Return {(student, network of the name): its classifier's config}."""
     cfg = load(path)
     if path not in COHORTS:
-        return {parse(path)[0]: cfg.model}
+        return {('', parse(path)[0]): cfg.model}
     students = students_of(path)
     assert list(cfg.model.students) == list(students)
-    return {network: student_cfg(cfg.model.students[n]) for n, network in students.items()}
+    return {(n, network): student_cfg(cfg.model.students[n]) for n, network in students.items()}
 
 
 def unwrapped(dataset):
@@ -304,10 +350,31 @@ def test_every_row_of_kdcls_paper_has_a_config():
     expected |= {f'kdcl-minlogit_{n}xresnet18_8xb256-100e_in1k' for n in (2, 3, 4, 5)}
     small = 'resnet32-wrn16-2_1xb128_cifar100'
     expected |= {f'kdcl-{target}{icl}_{small}' for target in targets for icl in ('', '-shared')}
-    assert {Path(path).stem for path in COHORTS} == expected | {f'dml_{small}'}
+    assert {Path(path).stem for path in KDCL} == expected | {f'dml_{small}'}
 
 
-@pytest.mark.parametrize('path', COHORTS)
+def test_every_row_of_ffsds_paper_has_a_config():
+    small = (
+        'resnet20',
+        'resnet32',
+        'resnet56',
+        'wrn16-2',
+        'wrn40-2',
+        'googlenet',
+        'densenet40-12',
+    )
+    expected = {f'ffsd_{network}_1xb128_cifar100' for network in small}
+    expected |= {f'ffsd_resnet{depth}_8xb32_in1k' for depth in (18, 34)}
+    expected |= {f'ffsd-{name}_resnet32_1xb128_cifar100' for name in ABLATIONS if name}
+    expected |= {f'dml_2x{network}_1xb128-300e_cifar100' for network in ('resnet32', 'wrn16-2')}
+    expected |= {'ffsd-dml_wrn16-2_1xb128_cifar100', 'ffsd_resnet20_1xb64_digits'}
+    assert {Path(path).stem for path in FFSD} == expected
+    baselines = {f'vanilla_{network}_1xb128-300e_cifar100' for network in small}
+    baselines |= {f'vanilla_resnet{depth}_8xb32-90e_in1k' for depth in (18, 34)}
+    assert {Path(path).stem for path in VANILLA if ffsd_recipe(path)} == baselines
+
+
+@pytest.mark.parametrize('path', KDCL)
 def test_each_student_has_a_vanilla_config_of_the_same_recipe(path):
     cfg = load(path)
     _, gpus, batch, data, _ = parse(path)
@@ -335,6 +402,40 @@ def test_each_student_has_a_vanilla_config_of_the_same_recipe(path):
             assert unscoped(ours) == unscoped(plain)
     # Pairs of different lengths: as long as the longest.
     assert cfg.train_cfg.max_epochs == longest
+
+
+@pytest.mark.parametrize('path', FFSD)
+def test_ffsd_trains_each_network_as_its_vanilla_config_does(path):
+    cfg = load(path)
+    _, gpus, batch, data, _ = parse(path)
+    (network,) = set(students_of(path).values())
+    training = {'cifar100': '1xb128-300e', 'in1k': '8xb32-90e', 'digits': '1xb64'}[data]
+    assert training.startswith(f'{gpus}xb{batch}')
+    twin = load(f'vanilla/vanilla_{network}_{training}_{data}.py')
+    if data == 'digits':
+        twin.model.backbone.shortcut = 'B'
+    same = ['param_scheduler', 'train_cfg', 'data_preprocessor', 'auto_scale_lr', *LOADERS]
+    if ablation(path) is None:
+        same.append('optim_wrapper')
+    else:
+        # The maps of all stages, which the necks take.
+        twin.model.backbone.out_indices = tuple(range(4 if data == 'in1k' else 3))
+        plain = unscoped(twin.optim_wrapper.optimizer)
+        assert unscoped(cfg.optim_wrapper) == {
+            'constructor': 'kd_mm.JointOptimWrapperConstructor',
+            'parts': {
+                'networks': dict(prefix=['students', 'decoder'], optimizer=plain),
+                'fusion': dict(prefix='fusion', optimizer=dict(plain, weight_decay=1e-5)),
+                'self_distillation': dict(
+                    prefix='self_distillation',
+                    optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-4),
+                ),
+            },
+        }
+    for student in networks_of(path).values():
+        assert unscoped(student) == unscoped(twin.model)
+    for key in same:
+        assert unscoped(cfg[key]) == unscoped(twin[key])
 
 
 def test_base_names_are_unique_and_plain():
@@ -367,7 +468,7 @@ def test_name_agrees_with_contents(path):
     assert 'enable' not in cfg.auto_scale_lr
 
     dataset, num_classes, folder, _, _ = DATA[data]
-    for network, model in networks_of(path).items():
+    for (_, network), model in networks_of(path).items():
         small = f'{network} small' in NETWORKS and data in SMALL_PX
         backbone = NETWORKS[f'{network} small' if small else network]
         assert {key: model.backbone[key] for key in backbone} == backbone
@@ -481,8 +582,8 @@ def test_recipe_is_ffsds(path):
     assert 'sync_bn' not in cfg
 
 
-@pytest.mark.parametrize('path', COHORTS)
-def test_cohort_settings_are_the_published_ones(path):
+@pytest.mark.parametrize('path', KDCL)
+def test_kdcl_settings_are_the_published_ones(path):
     cfg = load(path)
     method, data = NAME.fullmatch(Path(path).name)['method'], parse(path)[3]
     model, students = cfg.model, students_of(path)
@@ -514,6 +615,33 @@ def test_cohort_settings_are_the_published_ones(path):
     for name in ('val_evaluator', 'test_evaluator'):
         assert cfg[name].type == 'kd_mm.CohortAccuracy'
         assert cfg[name].topk == ((1, 5) if data == 'in1k' else (1,))
+
+
+@pytest.mark.parametrize('path', FFSD)
+def test_ffsd_settings_are_the_published_ones(path, no_initialisation):
+    cfg, word = load(path), ablation(path)
+    model = build_model(cfg)
+    assert model.temperature == 2.0
+    assert model.views == 'shared'
+    assert model.deploy == ('student1' if leaderless(path) else 'leader')
+    ramp = cfg.default_hooks.get('loss_weight_ramp')
+    if word is None:
+        assert (type(model), model.loss_weight, ramp) == (DML, 1.0, None)
+    else:
+        assert isinstance(model, FFSDCohort)
+        assert len(model.common) == num_common(path)
+        assert model.leader == (None if leaderless(path) else 'leader')
+        assert (model.diversity, model.taught, model.fusion is not None) == ABLATIONS[word]
+        assert (model.decoder is None) == (leaderless(path) or word == 'no-fusion')
+        weights = ('diversity_weight', 'fusion_weight', 'self_distillation_weight')
+        assert [getattr(model, name) for name in weights] == [1e-5, 10.0, 1000.0]
+        assert ramp == dict(type='kd_mm.LossWeightRampHook', names=list(weights), ramp_epochs=5)
+    for name in ('val_evaluator', 'test_evaluator'):
+        metric = unscoped(cfg[name])
+        assert metric.pop('topk', [1]) == ([1, 5] if parse(path)[3] == 'in1k' else [1])
+        assert metric == dict(type='kd_mm.CohortAccuracy', any_right=True)
+    best = cfg.default_hooks.checkpoint.get('save_best')
+    assert best in (None, f'{model.deploy}/accuracy/top1')
 
 
 def test_general_trains_on_the_rest_of_the_digits():
@@ -581,7 +709,8 @@ def test_loaders_take_overrides_one_by_one(path):
 def test_students_take_overrides_one_by_one(path):
     cfg, before = load(path), load(path)
     names = list(cfg.model.students)
-    key, part = 'head.loss.loss_weight', cfg.optim_wrapper.get('parts')
+    # FFSD's parts are all networks and two kinds of necks.
+    key, part = 'head.loss.loss_weight', path in KDCL and cfg.optim_wrapper.get('parts')
     changes = {f'model.students.{names[-1]}.{key}': 0.5}
     if part:
         changes[f'optim_wrapper.parts.{names[-1]}.optimizer.lr'] = 0.25
@@ -768,7 +897,7 @@ def test_views_are_draws_of_one_image(path, tmp_path):
     pipeline = Compose(unwrapped(cfg.train_dataloader.dataset).pipeline)
     np.random.seed(0)
     views = pipeline(dict(sample))['inputs']
-    if cfg.model.views == 'shared':
+    if cfg.model.get('views', 'shared') == 'shared':
         assert views.shape == (3, px, px)
     else:
         assert [tuple(v.shape) for v in views] == [(3, px, px)] * len(cfg.model.students)
@@ -898,7 +1027,7 @@ def test_cohorts_loss_step_reaches_every_parameter(path, px):
     ]
 
 
-@pytest.mark.parametrize('path', [p for p in COHORTS if 'parts' in _load(p).optim_wrapper])
+@pytest.mark.parametrize('path', [p for p in KDCL if 'parts' in _load(p).optim_wrapper])
 def test_each_student_of_a_mixed_cohort_has_its_optimizer(path, no_initialisation):
     cfg = load(path)
     model = build_model(cfg)
@@ -908,6 +1037,68 @@ def test_each_student_of_a_mixed_cohort_has_its_optimizer(path, no_initialisatio
         (group,) = wrapper[name].param_groups
         assert {id(p) for p in group['params']} == {id(p) for p in student.parameters()}
         assert (group['lr'], group['weight_decay']) == (0.8, 1e-4)
+
+
+def losses_of_ffsd(path):
+    """Return the names of the losses of an FFSD cohort, or of what it is compared with."""
+    students, word = list(students_of(path)), ablation(path)
+    own = {f'{name}/loss' for name in students}
+    if word is None:
+        return own | {f'{name}/loss_dml' for name in students}
+    diversity, taught, fusion = ABLATIONS[word]
+    common = [name for name in students if name != 'leader']
+    terms = [(name, 'mutual') for name in common]
+    if diversity:
+        terms += [(name, 'diversity') for name in common[1:]]
+    if 'leader' in students:
+        terms += [('leader', term) for term in ('kd', *(('fusion', 'decoder') if fusion else ()))]
+    if fusion:
+        own |= {'fusion/loss', 'fusion/loss_ensemble'}
+    for term in ('self_distillation', 'neck_feature', 'neck_attention'):
+        terms += [(name, term) for name in taught]
+    return own | {f'{name}/loss_{term}' for name, term in terms}
+
+
+@pytest.mark.parametrize('path', FFSD)
+def test_ffsd_loss_step_reaches_every_parameter_and_its_optimizer(path):
+    torch.manual_seed(0)
+    cfg = load(path)
+    px = {'in1k': 64, 'cifar100': 32, 'digits': 16}[parse(path)[3]]
+    if ablation(path) is not None:
+        cfg.model.img_size = px
+    model = build_model(cfg)
+    model.init_weights()
+    model.train()
+    data = {
+        'inputs': list(torch.randint(256, (2, 3, px, px), dtype=torch.uint8)),
+        'data_samples': [DataSample().set_gt_label(label) for label in (0, 2)],
+    }
+    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
+    assert losses.keys() == losses_of_ffsd(path)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    parameters = dict(model.named_parameters())
+    assert all(p.requires_grad for p in parameters.values())
+    assert not [
+        name
+        for name, p in parameters.items()
+        if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
+
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    parts = {'students': wrapper}
+    if ablation(path) is not None:
+        parts = dict(wrapper.items())
+        parts['students'] = parts.pop('networks')
+    part_of = {
+        id(p): part
+        for part, optimizer in parts.items()
+        for group in optimizer.param_groups
+        for p in group['params']
+    }
+    assert len(part_of) == len(parameters)
+    for name, p in parameters.items():
+        assert part_of[id(p)] == name.split('.')[0].replace('decoder', 'students')
 
 
 def test_224_px_checkpoint_starts_the_384_px_run(tmp_path, no_initialisation):
@@ -1007,6 +1198,10 @@ def test_modelindex_reads_the_index():
     assert sorted(model.config for model in index.models) == [f'configs/{p}' for p in PATHS]
 
 
+def snippets(text):
+    return re.findall(r'```python\n(.*?)```', text, re.S)
+
+
 def readme_rows(folder):
     """Return {config: its row in the README's tables}."""
     rows = {}
@@ -1018,7 +1213,7 @@ def readme_rows(folder):
     return rows
 
 
-@pytest.mark.parametrize('folder', ['bake', 'kdcl', 'vanilla'])
+@pytest.mark.parametrize('folder', ['bake', 'ffsd', 'kdcl', 'vanilla'])
 def test_readme_lists_each_config_with_its_published_number(folder):
     rows = readme_rows(folder)
     assert {path for path in PATHS if path.startswith(folder)} <= rows.keys()
@@ -1034,7 +1229,7 @@ def test_readme_lists_each_config_with_its_published_number(folder):
 
 
 def test_readme_recipe_is_four_settings_and_works(tmp_path, no_initialisation):
-    (text,) = re.findall(r'```python\n(.*?)```', (CONFIGS / 'bake/README.md').read_text(), re.S)
+    (text,) = snippets((CONFIGS / 'bake/README.md').read_text())
     assert len(ast.parse(text).body) == 4
     (tmp_path / 'mine.py').write_text(text)
     cfg = Config.fromfile(tmp_path / 'mine.py')
@@ -1046,7 +1241,7 @@ def test_readme_recipe_is_four_settings_and_works(tmp_path, no_initialisation):
 
 def test_readme_cohorts_work(tmp_path, no_initialisation):
     text = (CONFIGS / 'kdcl/README.md').read_text()
-    mine, views, optimizers = re.findall(r'```python\n(.*?)```', text, re.S)
+    mine, views, optimizers = snippets(text)
     (tmp_path / 'mine.py').write_text(mine)
     cfgs = []
     for index, code in enumerate((mine, views, optimizers)):
@@ -1074,3 +1269,40 @@ def test_readme_cohorts_work(tmp_path, no_initialisation):
         'resnet50': 'MultiStepLR',
         'resnet18': 'CosineAnnealingLR',
     }
+
+
+def test_readme_ffsd_cohorts_work(tmp_path, no_initialisation):
+    text = (CONFIGS / 'ffsd/README.md').read_text()
+    codes = dict(zip(('mine', 'parts', 'swin', 'bake'), snippets(text), strict=True))
+    models, cfgs = {}, {}
+    for name, code in codes.items():
+        path = tmp_path / f'{name}.py'
+        path.write_text(code)
+        cfgs[name] = Config.fromfile(path)
+        check_types(cfgs[name].to_dict())
+        models[name] = build_model(deepcopy(cfgs[name]))
+        assert models[name].deploy == 'leader'
+        assert models[name].common == ('student1', 'student2')
+        assert cfgs[name].val_evaluator.any_right is True
+        # Four stages, from each to the one before.
+        assert [len(n.blocks) for n in models[name].self_distillation.values()] == [3, 3]
+    widths = {name: model.fusion.fc.in_features for name, model in models.items()}
+    assert widths == {'mine': 512, 'parts': 512, 'swin': 768, 'bake': 512}
+
+    wrapper = build_optim_wrapper(models['parts'], cfgs['parts'].optim_wrapper)
+    lrs = {'networks.lr': [0.1], 'fusion.lr': [0.1], 'self_distillation.lr': [1e-3]}
+    assert wrapper.get_lr() == lrs
+    hook = mmengine_registry.HOOKS.build(cfgs['parts'].default_hooks.loss_weight_ramp)
+    assert all(isinstance(getattr(models['parts'], name), float) for name in hook.names)
+    assert len(models['swin'].data_preprocessor.batch_augments.augments) == 2
+    heads = {n: type(s.head).__name__ for n, s in models['bake'].students.items()}
+    plain = 'LinearClsHead'
+    assert heads == {'student1': plain, 'student2': plain, 'leader': 'BAKEHead'}
+    assert cfgs['bake'].train_dataloader.sampler.num_instances == 2
+
+
+def test_readme_table_of_ffsd_tells_each_setting():
+    text = (CONFIGS / 'ffsd/README.md').read_text()
+    for key, choices in (('diversity', DIVERSITIES), ('self_distillation', SELF_DISTILLATIONS)):
+        rows = '\n'.join(line for line in text.splitlines() if line.startswith(f'| `{key}='))
+        assert set(re.findall(r"'[a-z0-9]+'|None", rows)) == {repr(choice) for choice in choices}

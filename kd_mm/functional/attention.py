@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .divergence import at_least_float32, full_precision
+from .divergence import at_least_float32
 
 _EPS = 1e-12  # smallest norm, as in F.normalize
 
@@ -89,12 +89,31 @@ def attention_distance(x: Tensor, y: Tensor) -> Tensor:
             f'two maps must have one shape, but got {tuple(x.shape)} and {tuple(y.shape)}; the '
             'stages of a student must halve in size, from shallow to deep'
         )
-    x, y = at_least_float32(x).flatten(1), at_least_float32(y.detach()).flatten(1)
-    with full_precision(x.device.type):
-        dot = torch.bmm(x[:, None], y[:, :, None]).flatten()
-    norms = [torch.linalg.vector_norm(z, dim=1).clamp_min(_EPS) for z in (x, y)]
-    lengths = sum((norm.detach() > _EPS).to(x.dtype) for norm in norms)  # n(0) = 0
-    return (lengths - 2 * dot / (norms[0] * norms[1])).mean() / x.shape[1]
+    return _UnitDistance.apply(at_least_float32(x), at_least_float32(y.detach()))
+
+
+class _UnitDistance(torch.autograd.Function):
+    """The distance as 2 - 2 cos, in few passes over the maps, of which it keeps no copies."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor) -> Tensor:
+        dims = tuple(range(1, x.ndim))
+        x_norm, y_norm = (
+            torch.linalg.vector_norm(z, dim=dims, keepdim=True).clamp_min(_EPS) for z in (x, y)
+        )
+        cosine = (x * y).sum(dim=dims, keepdim=True) / (x_norm * y_norm)
+        ctx.save_for_backward(x, y, x_norm, y_norm, cosine)
+        # The length of n(z) is 1, and 0 if z = 0.
+        lengths = (x_norm > _EPS).to(x.dtype) + (y_norm > _EPS).to(x.dtype)
+        return (lengths - 2 * cosine).sum() / x.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        x, y, x_norm, y_norm, cosine = ctx.saved_tensors
+        scale = 2 * grad / (x.numel() * x_norm)
+        along_x = torch.where(x_norm > _EPS, scale * cosine / x_norm, 0)
+        return (x * along_x).addcmul_(y, -scale / y_norm), None
 
 
 def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -457,7 +457,7 @@ def test_the_image_of_zeros_suits_the_windows_of_swin():
     swin = {**HIERARCHICAL['SwinTransformer'], 'window_size': 7, 'out_indices': (0, 1, 2, 3)}
     own = student(backbone='SwinTransformer', width=64, **swin)
     assert build(own=own).fusion.fc.in_features == 64
-    with pytest.raises(ValueError, match='with 64 one fails: .*window size.* set model.img_size'):
+    with pytest.raises(ValueError, match=r'with 64 one fails: .*window size.* set model.img_size'):
         build(own=own, img_size=64)
 
 

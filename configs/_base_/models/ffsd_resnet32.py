@@ -13,4 +13,5 @@ model = dict(
         for name in ('student1', 'student2', 'leader')
     },
     deploy='leader',
+    img_size=32,
 )

@@ -12,7 +12,7 @@ optim_wrapper = dict(
         ),
         self_distillation=dict(
             prefix='self_distillation',
-            optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-4),
+            optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-4, _scope_='mmpretrain'),
         ),
     ),
 )
