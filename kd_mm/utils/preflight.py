@@ -124,6 +124,8 @@ def check_types(node: Any, path: str = '') -> None:
             check_types(part, f'{path}[{index}]')
     if not isinstance(node, Mapping):
         return
+    if 'cfg_path' in node:  # a student, whose parts are whole only with those of its recipe
+        node = student_cfg(node)
     _check_type(node, path)
     for key, value in node.items():
         check_types(value, f'{path}.{key}' if path else str(key))

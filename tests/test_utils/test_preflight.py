@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from kd_mm.utils.preflight import USER_ERRORS, check_config, check_parts, options
+from kd_mm.utils.preflight import USER_ERRORS, check_config, check_parts, check_types, options
 from tests.conftest import REPO, run_tool
 
 DIGITS = 'configs/bake/resnet20_1xb64_digits.py'
@@ -278,3 +278,15 @@ def test_schedules_by_part_name_the_parts_of_the_optimizer():
     with pytest.raises(ValueError, match=r'param_scheduler has a, b, c and .* has a, b'):
         check_parts(cohort(**{'param_scheduler.c': []}))
     check_parts(cohort(param_scheduler=[{'type': 'MultiStepLR'}]))  # one schedule for all
+
+
+def test_a_student_is_checked_with_the_recipe_that_it_changes():
+    """What a student of a ``cfg_path`` says of its head is not all that the head gets."""
+    student = {
+        'cfg_path': 'mmpretrain::_base_/models/resnet18.py',
+        'head': {'type': 'kd_mm.BAKEHead', 'omega': 0.5},
+    }
+    check_types({'students': {'a': student}})
+    student['head']['omga'] = 0.5
+    with pytest.raises(TypeError, match=r'students\.a\.head: kd_mm.BAKEHead has no option omga'):
+        check_types({'students': {'a': student}})
