@@ -8,7 +8,7 @@ from torch import nn
 
 from kd_mm.registry import MODELS
 
-from .cifar_resnet import _checked_out_indices
+from .cifar_resnet import checked_out_indices
 
 NUM_STAGES = 3
 
@@ -91,7 +91,7 @@ class CIFARDenseNet(BaseModule):
         for name, width in (('growth_rate', growth_rate), ('init_channels', init_channels)):
             if width < 1:
                 raise ValueError(f'{name} must be at least 1, got {width}.')
-        self.out_indices = _checked_out_indices(out_indices)
+        self.out_indices = checked_out_indices(out_indices)
         channels = init_channels
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.stages = nn.ModuleList()

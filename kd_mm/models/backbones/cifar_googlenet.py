@@ -8,7 +8,7 @@ from torch import nn
 
 from kd_mm.registry import MODELS
 
-from .cifar_resnet import _checked_out_indices
+from .cifar_resnet import checked_out_indices
 
 STEM_CHANNELS = 192
 # Channels of the modules of each stage: 1x1 | 1x1, 3x3 | 1x1, two of 3x3 | after the pooling.
@@ -108,7 +108,7 @@ class CIFARGoogLeNet(BaseModule):
         ],
     ) -> None:
         super().__init__(init_cfg)
-        self.out_indices = _checked_out_indices(out_indices)
+        self.out_indices = checked_out_indices(out_indices)
         self.stem = _conv(in_channels, STEM_CHANNELS, 3)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.ModuleList()

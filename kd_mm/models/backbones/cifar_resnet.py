@@ -70,7 +70,7 @@ class CIFARResNet(BaseModule):
         ],
     ):
         super().__init__(init_cfg)
-        self.out_indices = _checked_out_indices(out_indices)
+        self.out_indices = checked_out_indices(out_indices)
         num_blocks = _blocks_per_stage(depth)
         if shortcut not in ('A', 'B'):
             raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}.")
@@ -153,7 +153,16 @@ def _blocks_per_stage(depth: int) -> int:
     return num_blocks
 
 
-def _checked_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+def checked_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    """Return the stages as a tuple, or say what is wrong with them.
+
+    Args:
+        out_indices: Some of the stages 0, 1, 2.
+
+    Raises:
+        TypeError: If it is no sequence.
+        ValueError: If it is empty or a stage does not exist.
+    """
     if not isinstance(out_indices, Sequence):
         raise TypeError(
             f'out_indices must be a sequence of stages such as (2, ), got {out_indices!r}.'

@@ -8,6 +8,8 @@ from torch import nn
 
 from kd_mm.registry import MODELS
 
+from .cifar_resnet import checked_out_indices
+
 STRIDES = (1, 2, 2)
 
 
@@ -57,6 +59,7 @@ class CIFARWideResNet(BaseModule):
             by default.
 
     Raises:
+        TypeError: If ``out_indices`` is no sequence.
         ValueError: If ``depth`` is not 6n + 4, ``widen_factor`` is below 1 or a stage does not
             exist.
 
@@ -90,11 +93,7 @@ class CIFARWideResNet(BaseModule):
             )
         if widen_factor < 1:
             raise ValueError(f'widen_factor must be at least 1, got {widen_factor}.')
-        if not out_indices or any(index not in range(3) for index in out_indices):
-            raise ValueError(
-                f'out_indices must name some of the stages 0, 1, 2, got {tuple(out_indices)}.'
-            )
-        self.out_indices = tuple(out_indices)
+        self.out_indices = checked_out_indices(out_indices)
         channels = 16
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.stages = nn.ModuleList()
