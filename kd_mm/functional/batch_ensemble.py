@@ -133,7 +133,6 @@ def ensemble_knowledge(
             'features and logits must hold the same N images, but got '
             f'{len(features)} and {len(logits)} rows'
         )
-    rows = slice(None) if rows is None else rows
     with full_precision(features.device.type):
         logits = at_least_float32(logits)
         probs = F.softmax(logits / temperature, dim=1)
@@ -145,7 +144,10 @@ def ensemble_knowledge(
         # cholesky_ex: the plain call waits for the device to report that the factor exists.
         factor = torch.linalg.cholesky_ex(system, upper=True).L
         num_images, num_classes = logits.shape
-        if len(range(*rows.indices(num_images))) < num_classes:
-            wanted = torch.eye(num_images, dtype=factor.dtype, device=factor.device)[:, rows]
+        num_rows = num_images if rows is None else len(range(*rows.indices(num_images)))
+        if num_rows < num_classes:
+            wanted = torch.eye(num_images, dtype=factor.dtype, device=factor.device)
+            wanted = wanted if rows is None else wanted[:, rows]
             return torch.cholesky_solve(wanted, factor, upper=True).T @ knowledge
-        return torch.cholesky_solve(knowledge, factor, upper=True)[rows]
+        target = torch.cholesky_solve(knowledge, factor, upper=True)
+        return target if rows is None else target[rows]

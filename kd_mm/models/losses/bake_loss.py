@@ -31,7 +31,7 @@ class BAKELoss(nn.Module):
         >>> import torch
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> logits = torch.tensor([[0.0, 0.0], [0.0, 4.0]])
-        >>> batch = GlobalBatch(features, logits, slice(0, 2), None, None)
+        >>> batch = GlobalBatch(features, logits, None, None, None)
         >>> BAKELoss()(logits, batch)
         tensor(0.2098)
     """

@@ -16,7 +16,7 @@ class GlobalBatch(NamedTuple):
     Attributes:
         features: Embeddings, (N, D), of this rank's n images or of all ranks' N.
         logits: Logits of the same images, (N, K).
-        rows: Where this rank's n images lie in N.
+        rows: Where this rank's n images lie in N; None where they are all of it.
         valid: (N,) ones for images and zeros for padding; None where nothing is padded.
         share: Factor that turns this rank's mean over n images into its part of the mean over all
             images, once gradients are averaged over ranks: ``n * world_size / N``. None where
@@ -25,7 +25,7 @@ class GlobalBatch(NamedTuple):
 
     features: Tensor
     logits: Tensor
-    rows: slice
+    rows: slice | None
     valid: Tensor | None
     share: Tensor | None
 
@@ -65,7 +65,7 @@ class BatchGatherer:
         features, logits = features.detach(), logits.detach()
         num_images = len(features)
         if self.mode == 'local' or get_world_size() == 1:
-            return GlobalBatch(features, logits, slice(0, num_images), None, None)
+            return GlobalBatch(features, logits, None, None, None)
 
         if not self._capacity:
             largest = torch.tensor(num_images, device=features.device)
