@@ -175,7 +175,7 @@ def linear_target(logits: Tensor, labels: Tensor) -> Tensor:
     polynomial bound of Potra and Ye, "A quadratically convergent polynomial algorithm for
     solving entropy optimization problems", 1993, for shorter steps). A step eliminates p and q
     and solves m + 2 linear equations per image; it costs one pass over (m, N, K). There are
-    always 24 steps.
+    at most 24 steps; on a CPU no more than the slowest image needs.
 
     **Guarantee.** Solved in float64 whatever the input. Optimality gap at most 1e-6 where the
     students' logits of a class lie up to 1,000 apart: in 76,825 hard cases with up to 12
@@ -250,7 +250,11 @@ def _simplex_weights(shifted: Tensor) -> Tensor:
         p, v = one_side[:, classes], one_side[:, students]
         q, alpha = other_side[:, classes], other_side[:, students]
         product = one_side * other_side
-        aim = (CENTRING * product.sum(dim=1, keepdim=True)).clamp_min(SMALLEST_GAP)
+        gap = product.sum(dim=1, keepdim=True)
+        # On other devices the host would have to wait for the answer.
+        if gap.device.type == 'cpu' and gap.max() <= 2 * SMALLEST_GAP:
+            break
+        aim = (CENTRING * gap).clamp_min(SMALLEST_GAP)
         mu = aim / (num_classes + m)
         # Linearised pairs: the relative changes of the two sides add up to this.
         change = mu / product - 1
