@@ -172,8 +172,8 @@ def _told_values(dataset: Sized) -> Iterator[object]:
         raise TypeError(
             'The data set must be able to tell its labels, but '
             f"{type(dataset).__name__} has neither 'gt_label' in its annotations nor a working "
-            "'get_cat_ids'. Give its annotations a 'gt_label' (mmpretrain: with_label=True), or "
-            'write get_cat_ids(idx) -> [label].'
+            f"'get_cat_ids', which raised {error!r}. Give its annotations a 'gt_label' "
+            '(mmpretrain: with_label=True), or write get_cat_ids(idx) -> [label].'
         ) from error
 
 

@@ -251,8 +251,7 @@ def _simplex_weights(shifted: Tensor) -> Tensor:
         q, alpha = other_side[:, classes], other_side[:, students]
         product = one_side * other_side
         gap = product.sum(dim=1, keepdim=True)
-        # On other devices the host would have to wait for the answer.
-        if gap.device.type == 'cpu' and gap.max() <= 2 * SMALLEST_GAP:
+        if _may_stop(gap):
             break
         aim = (CENTRING * gap).clamp_min(SMALLEST_GAP)
         mu = aim / (num_classes + m)
@@ -283,6 +282,14 @@ def _simplex_weights(shifted: Tensor) -> Tensor:
 
     alpha = other_side[:, students]
     return alpha / alpha.sum(dim=1, keepdim=True)
+
+
+def _may_stop(gap: Tensor) -> bool:
+    """Tell whether no image, of gaps (N, 1), gains by another step.
+
+    Only on a CPU: elsewhere the host would have to wait for the answer.
+    """
+    return gap.device.type == 'cpu' and bool((gap <= 2 * SMALLEST_GAP).all())
 
 
 def _longest(relative_change: Tensor) -> Tensor:

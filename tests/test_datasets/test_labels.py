@@ -138,7 +138,9 @@ def test_completeness(data, complete):
 
 
 def test_a_data_set_without_labels():
-    with pytest.raises(TypeError, match=r"Labelled has neither 'gt_label'.*with_label=True"):
+    with pytest.raises(
+        TypeError, match=r"Labelled has neither 'gt_label'.* raised .*with_label=True"
+    ):
         get_labels(Labelled([1, 2], key='caption'))
 
 

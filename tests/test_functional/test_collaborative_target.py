@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 
+from kd_mm.functional import collaborative_target
 from kd_mm.functional.collaborative_target import (
     check_soft_labels,
     general_target,
@@ -419,8 +420,20 @@ def test_nothing_waits_for_the_device(soft):
         assert target(z, y).shape == (4, 5)
     assert general_target(z, z[:, 0, 0], 2.0).shape == (4, 5)
     assert generalization_weights(z[0]).shape == (4,)
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(RuntimeError, match='meta'):  # a function that does read values
         check_soft_labels(torch.empty(4, 5, device='meta'))
+
+
+@pytest.mark.parametrize('scale', [0.1, 1.0, 10.0, 100.0])
+def test_linear_is_the_same_with_all_steps(monkeypatch, scale):
+    """A CPU stops when the slowest image is done; other devices take every step."""
+    z, y = tensors(*draw(m=3, num_images=50, num_classes=40))
+    stopped = linear_target(scale * z, y)
+    monkeypatch.setattr(collaborative_target, '_may_stop', lambda gap: False)
+    every_step = linear_target(scale * z, y)
+    assert not torch.equal(stopped, every_step)
+    ours, theirs = (F.cross_entropy(t, y, reduction='none') for t in (stopped, every_step))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
 # --- Bad input ----------------------------------------------------------------------------------
