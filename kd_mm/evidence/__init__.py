@@ -1,0 +1,1 @@
+"""From runs to tables: what was trained, and what it reached beside what was published."""

@@ -1,0 +1,214 @@
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+from kd_mm.evidence import reproduction
+from kd_mm.evidence.reproduction import Row, Run, Settings, load_table, run_config, summarise
+from tests.conftest import REPO, run_tool
+
+CONFIGS = REPO / 'configs'
+TABLES = yaml.safe_load((CONFIGS / 'tables.yml').read_text())
+ROWS = {row.name: row for table in TABLES for row in load_table(table, CONFIGS)}
+
+
+@pytest.mark.parametrize('row', ROWS.values(), ids=ROWS)
+def test_gains_are_taken_from_a_plain_recipe_of_the_table(row):
+    tables = [{entry['config'] for entry in table} for table in TABLES.values()]
+    plain = row.vanilla
+    if plain and not isinstance(plain, str):
+        assert plain.keys() == set(Config.fromfile(row.config).model.students)
+    for name in [plain] if isinstance(plain, str) else plain.values():
+        assert ROWS[name].vanilla == {}
+        assert all(name in table for table in tables if row.name in table)
+    assert bool(plain) == (row.config.parent.name != 'vanilla')
+
+
+@pytest.mark.parametrize(
+    ('name', 'published'),
+    [
+        ('resnet18_1xb128_cifar100', {'network': 78.72}),  # an error of 21.28
+        ('vanilla_resnet32_1xb128_cifar100', {'network': 69.9}),
+        (
+            'kdcl-general_resnet32-wrn16-2_1xb128_cifar100',
+            {'resnet32': 74.3, 'wrn16_2': 75.5},
+        ),
+        ('resnet20_1xb64_digits', {}),
+    ],
+)
+def test_published_numbers_come_from_the_metafiles(name, published):
+    assert ROWS[name].published == published
+
+
+def test_unknown_table_is_refused():
+    with pytest.raises(ValueError, match=r'must be one of digits, bake-cifar100.* but got .nope.'):
+        load_table('nope', CONFIGS)
+
+
+def test_schedules_shrink_with_the_run():
+    cfg = run_config(ROWS['ffsd_resnet32_1xb128_cifar100'].config, 3, Settings(epochs=30))
+    assert cfg.train_cfg.max_epochs == 30
+    assert cfg.randomness.seed == 3
+    (steps,) = reproduction._schedulers(cfg.param_scheduler)
+    assert steps['milestones'] == [15, 22]  # 150 and 225 of 300
+
+    cfg = run_config(ROWS['resnet20_1xb64_digits'].config, 0, Settings(epochs=5))
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.begin, warmup.end) == (0, 1)  # a quarter of 2, but one epoch at least
+    assert (cosine.begin, cosine.end, cosine.T_max) == (0, 5, 4)
+
+
+def test_schedules_of_each_part_shrink():
+    parts = {'a': [{'type': 'MultiStepLR', 'milestones': [100, 150]}], 'b': {'type': 'StepLR'}}
+    parts['b']['step_size'] = 30
+    by_iteration = {'type': 'LinearLR', 'by_epoch': False, 'begin': 0, 'end': 500}
+    for scheduler in reproduction._schedulers([parts, by_iteration]):
+        reproduction._shorten_scheduler(scheduler, 0.1)
+    assert parts['a'][0]['milestones'] == [10, 15]
+    assert parts['b']['step_size'] == 3
+    assert by_iteration['end'] == 500
+
+
+def test_own_schedule_is_left_alone():
+    row = ROWS['resnet20_1xb64_digits']
+    cfg, recipe = run_config(row.config, 7, Settings()), Config.fromfile(row.config)
+    assert cfg.randomness.seed == 7
+    recipe.randomness.seed = 7
+    assert cfg.pretty_text == recipe.pretty_text
+
+
+def test_subset_shrinks_what_is_held_out():
+    row = ROWS['kdcl-general_resnet20-wrn16-1_1xb64_digits']
+    whole = Config.fromfile(row.config).train_dataloader.dataset
+    half = run_config(row.config, 0, Settings(subset=599)).train_dataloader.dataset
+    assert half.dataset.indices == 599
+    assert half.num_per_class == whole.num_per_class // 2
+
+
+def test_data_folder_replaces_every_root():
+    cfg = run_config(ROWS['kdcl-general_resnet32-wrn16-2_1xb128_cifar100'].config, 0,
+                     Settings(data='elsewhere'))  # fmt: skip
+    assert cfg.train_dataloader.dataset.dataset.data_root == 'elsewhere'
+    assert cfg.val_dataloader.dataset.data_root == 'elsewhere'
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (Settings(epochs=0), r'--epochs must be at least 1, but got 0'),
+        (Settings(subset=0), r'--subset must lie in 1\.\.1198, but got 0'),
+        (Settings(subset=9999), r'--subset must lie in 1\.\.1198, but got 9999'),
+        (Settings(subset=4), r'the first 4 hold [1-4] of 10; use a larger --subset'),
+    ],
+)
+def test_lengths_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        run_config(ROWS['resnet20_1xb64_digits'].config, 0, settings)
+
+
+def result(config, seed, top1, seconds=10.0, host=100, gpu=0):
+    return {
+        'config': config, 'seed': seed, 'epochs': 2, 'steps': 8, 'top1': top1, 'seconds': seconds,
+        'peak_host_mib': host, 'peak_gpu_mib': gpu,
+    }  # fmt: skip
+
+
+def test_lines_hold_last_epochs_and_gains_by_seed():
+    plain = Row(Path('plain.py'), {'network': 70.0}, {})
+    pair = Row(Path('pair.py'), {'a': 72.0}, {'a': 'plain'})
+    results = [
+        result('plain', 0, {'network': [10.0, 50.0]}),
+        result('plain', 1, {'network': [10.0, 54.0]}),
+        result('pair', 0, {'a': [20.0, 53.0], 'ensemble': [30.0, 60.0], 'mean': [0.0, 0.0]}, None),
+        result('pair', 1, {'a': [20.0, 55.0], 'ensemble': [30.0, 61.0], 'mean': [0.0, 0.0]}, 30.0),
+        result('pair', 2, {'a': [20.0, 99.0], 'ensemble': [30.0, 99.0]}, 40.0, 300, 7),
+    ]
+    lines = {(line.recipe, line.network): line for line in summarise([plain, pair], results)}
+    assert list(lines) == [('plain', 'network'), ('pair', 'a'), ('pair', 'ensemble')]
+    student = lines['pair', 'a']
+    assert student.top1 == {0: 53.0, 1: 55.0, 2: 99.0}
+    assert student.gain == {0: 3.0, 1: 1.0}  # the plain recipe has no third seed
+    assert student.published == 72.0
+    assert student.seconds == 35.0
+    assert student.peak_mib == 100
+    assert lines['pair', 'ensemble'].gain is None
+    text = reproduction.to_markdown(lines.values(), 'a table', ['a note'])
+    assert '| plain | network | 70.00 | 52.00 ± 2.83 |  | 2 | 8 | 10 | 100 |' in text
+    # 1 and 3: mean 2, SD of a sample of two is 2 / sqrt(2)
+    assert '| +2.00 ± 1.41 | 3 |' in text
+
+
+FAKE_TOOL = """
+import json, pathlib, sys, torch
+config, _, work_dir, *resume = sys.argv[1:]
+work_dir = pathlib.Path(work_dir)
+assert pathlib.Path(config).exists()
+if 'seed1' in str(work_dir) and not resume:
+    torch.save({'state_dict': {}, 'meta': {'iter': 1}}, work_dir / 'epoch_1.pth')
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
+    sys.exit('broken')
+folder = work_dir / '20260101_000000' / 'vis_data'
+folder.mkdir(parents=True)
+(folder / 'scalars.json').write_text(json.dumps({'accuracy/top1': 42.0, 'step': 1}))
+torch.save({'state_dict': {}, 'meta': {'iter': 12}}, work_dir / 'epoch_1.pth')
+(work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
+"""
+
+
+def test_a_failed_run_is_resumed_and_a_finished_one_left_alone(tmp_path):
+    tool = tmp_path / 'tool.py'
+    tool.write_text(FAKE_TOOL)
+    row = ROWS['vanilla_resnet20_1xb64_digits']
+    runs = [Run(row, seed, Settings(epochs=1), tmp_path) for seed in (0, 1)]
+    seen = []
+    train = lambda: reproduction.train_all(  # noqa: E731
+        runs, [sys.executable, str(tool)], 2, lambda all_runs: seen.append(len(all_runs)), 0.05
+    )
+    assert train() == [runs[1]]
+    assert 'broken' in (runs[1].work_dir / reproduction.LOG).read_text()
+    assert runs[0].result['top1'] == {'network': [42.0]}
+    assert runs[0].result['steps'] == 12
+    assert runs[0].result['seconds'] > 0
+    first = (runs[0].work_dir / reproduction.RESULT).stat().st_mtime_ns
+    assert train() == []
+    assert runs[1].result['seconds'] is None  # resumed
+    assert (runs[0].work_dir / reproduction.RESULT).stat().st_mtime_ns == first
+    assert set(seen) == {2}
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path):
+    row = ROWS['vanilla_resnet20_1xb64_digits']
+    run = Run(row, 0, Settings(epochs=1), tmp_path)
+    run.config.parent.mkdir()
+    run.config.write_text(run.text)
+    Run(row, 0, Settings(epochs=1), tmp_path)
+    with pytest.raises(ValueError, match='holds a run with other settings'):
+        Run(row, 0, Settings(epochs=2), tmp_path)
+
+
+def test_tool_trains_and_writes_three_files(tmp_path):
+    arguments = (
+        'digits', '--rows', 'vanilla_resnet20_1xb64_digits', '--epochs', 1, '--subset', 64,
+        '--seeds', 1, '--work-dir', tmp_path / 'runs', '--out', tmp_path / 'out',
+    )  # fmt: skip
+    done = run_tool('reproduce.py', *arguments)
+    written = json.loads((tmp_path / 'out/digits.json').read_text())
+    (run,) = written['runs']
+    assert run['steps'] == 1  # 64 images are one batch
+    (line,) = written['lines']
+    top1 = run['top1']['network'][-1]
+    assert line['top1'] == {'0': top1}
+    assert 0 <= top1 <= 100
+    assert '1 epochs in place of 20; the first 64 training images only' in done.stdout
+    assert (tmp_path / 'out/digits.md').read_text() in done.stdout
+    with (tmp_path / 'out/digits.csv').open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row['seed0']) == pytest.approx(top1, abs=1e-4)
+
+    refused = run_tool('reproduce.py', *arguments[:3], '--seeds', 0, check=False)
+    assert refused.returncode == 1
+    assert 'error: --seeds must be at least 1, but got 0' in refused.stdout

@@ -1,0 +1,96 @@
+"""Train the rows of a published table with several seeds; write measured beside published."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.evidence import reproduction
+from kd_mm.utils.preflight import USER_ERRORS
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def parse_args() -> argparse.Namespace:
+    tables = ', '.join(reproduction.table_names(REPO / 'configs'))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('table', help=tables)
+    parser.add_argument('--seeds', type=int, default=3, help='number of seeds: 0, 1, ... (3)')
+    parser.add_argument('--data', metavar='DIR', help="folder of the data set (the recipes' own)")
+    parser.add_argument('--epochs', type=int, help="length of each run (the recipes' own)")
+    parser.add_argument('--subset', type=int, help='train on the first images only (all)')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time (1)')
+    parser.add_argument('--rows', nargs='+', metavar='CONFIG', help='these rows only, by name')
+    parser.add_argument('--work-dir', help='folder of the runs (work_dirs/reproduce/TABLE)')
+    parser.add_argument('--out', help='folder of the tables (the work dir)')
+    return parser.parse_args()
+
+
+def choose(rows: list[reproduction.Row], names: list[str] | None) -> list[reproduction.Row]:
+    unknown = set(names or ()) - {row.name for row in rows}
+    if unknown:
+        listed = ', '.join(row.name for row in rows)
+        raise ValueError(f'--rows must be among {listed}, but got {", ".join(sorted(unknown))}')
+    return [row for row in rows if names is None or row.name in names]
+
+
+def train(runs: list[reproduction.Run], jobs: int) -> list[reproduction.Run]:
+    total = sum(run.max_epochs for run in runs)
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('epochs, left'),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task('', total=total)
+
+        def watch(runs: list[reproduction.Run]) -> None:
+            done = sum(run.result is not None for run in runs)
+            progress.update(
+                task,
+                completed=sum(run.epochs_done for run in runs),
+                description=f'{done} of {len(runs)} runs',
+            )
+
+        return reproduction.train_all(
+            runs, [sys.executable, str(REPO / 'tools/train.py')], jobs, watch
+        )
+
+
+def main() -> None:
+    args = parse_args()
+    work_dir = Path(args.work_dir or f'work_dirs/reproduce/{args.table}')
+    settings = reproduction.Settings(args.epochs, args.subset, args.data)
+    try:
+        if args.seeds < 1:
+            raise ValueError(f'--seeds must be at least 1, but got {args.seeds}')
+        rows = choose(reproduction.load_table(args.table, REPO / 'configs'), args.rows)
+        runs = [
+            reproduction.Run(row, seed, settings, work_dir)
+            for seed in range(args.seeds)
+            for row in rows
+        ]
+        failed = train(runs, args.jobs)
+    except USER_ERRORS as error:
+        sys.exit(f'error: {error}')
+    results = [run.result for run in runs if run.result is not None]
+    lines = reproduction.summarise(rows, results)
+    command = shlex.join(['python', 'tools/reproduce.py', *sys.argv[1:]])
+    notes = reproduction.notes(settings, runs, args.jobs, command)
+    paths = reproduction.write_table(Path(args.out or work_dir), args.table, lines, results, notes)
+    print(paths[0].read_text())
+    print('wrote', *paths)
+    if failed:
+        logs = '\n  '.join(str(run.work_dir / reproduction.LOG) for run in failed)
+        sys.exit(
+            f'error: {len(failed)} runs failed; the last lines of these logs say why:\n  {logs}'
+        )
+
+
+if __name__ == '__main__':
+    main()
