@@ -74,6 +74,7 @@ def main() -> None:
     except preflight.USER_ERRORS as error:
         sys.exit(f'error: {error}')
     launch.use_gloo_without_gpu(cfg)
+    launch.hold_freed_memory()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(CheckpointGuardHook())
     runner.train()

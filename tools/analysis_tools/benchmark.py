@@ -6,9 +6,7 @@ docs/benchmarks.md come from this script.
 """
 
 import argparse
-import ctypes
 import json
-import platform
 import shlex
 import sys
 
@@ -16,6 +14,7 @@ import torch
 from mmengine.config import Config
 
 from kd_mm.export import plain_cfg, student_names
+from kd_mm.utils import launch
 from kd_mm.utils.benchmark import compare_steps, to_markdown
 
 
@@ -44,22 +43,9 @@ def parse_args():
     return parser.parse_args()
 
 
-def hold_freed_memory():
-    """Keep glibc from returning memory to the system, which it does at some steps and not others.
-
-    Touching it again costs up to a fifth of a small network's step on a CPU, by chance of where
-    the tensors lie.
-    """
-    if platform.libc_ver()[0] == 'glibc':
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
-
-
 def main():
     args = parse_args()
-    hold_freed_memory()
+    launch.hold_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     config = Config.fromfile(args.config)
