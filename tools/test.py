@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import CheckpointGuardHook
 from kd_mm.utils import launch, preflight
+from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,8 +84,7 @@ def set_tta(cfg: Config) -> None:
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
-def main() -> None:
-    args = parse_args()
+def test(args: argparse.Namespace) -> None:
     try:
         cfg = merge_args(Config.fromfile(args.config), args)
         if launch.is_first_process():
@@ -99,6 +99,15 @@ def main() -> None:
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        with safe_files(args.trust_checkpoint):
+            test(args)
+    except UnsafeFileError as error:  # met by the run itself
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import CheckpointGuardHook
 from kd_mm.utils import launch, preflight
+from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,8 +66,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
-def main() -> None:
-    args = parse_args()
+def train(args: argparse.Namespace) -> None:
     try:
         cfg = merge_args(Config.fromfile(args.config), args)
         if launch.is_first_process():
@@ -78,6 +78,15 @@ def main() -> None:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(CheckpointGuardHook())
     runner.train()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        with safe_files(args.trust_checkpoint):
+            train(args)
+    except UnsafeFileError as error:  # met by the run itself
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

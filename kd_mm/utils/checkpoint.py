@@ -1,15 +1,34 @@
 """Reading checkpoints without running what they contain."""
 
 import codecs
+import json
+import os
 import pickle
-from collections.abc import Iterable
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
 from torch import nn
+
+WARNING = 30
+# What tells that a file, and not what is in it, is the matter.
+NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+_torch_load = torch.load
+_trusting: ContextVar[bool] = ContextVar('trusting', default=False)
+
+
+class UnsafeFileError(ValueError):
+    """A checkpoint is damaged, or holds what would have to be run."""
 
 
 def _statistics_of_history(owner: type, name: str) -> object:
@@ -27,7 +46,7 @@ _statistics_of_history.__module__ = 'builtins'
 _statistics_of_history.__name__ = _statistics_of_history.__qualname__ = 'getattr'
 
 # What a checkpoint of MMEngine's Runner holds beside tensors and plain Python values: the log
-# history, and NumPy arrays and scalars.
+# history, and NumPy arrays and scalars of numbers and text.
 SAFE_GLOBALS = [
     HistoryBuffer,
     _statistics_of_history,
@@ -36,43 +55,155 @@ SAFE_GLOBALS = [
     np.empty(0).__reduce__()[0],
     np.float64(0).__reduce__()[0],
     codecs.encode,  # how NumPy 1 writes bytes
-    *(
-        type(np.dtype(name))
-        for name in ('bool', 'int32', 'int64', 'uint32', 'uint64', 'float32', 'float64')
-    ),
+    *{
+        type(np.dtype(code))
+        for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'
+    },
 ]
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint file onto the CPU; a file that holds code is refused, not run.
+@contextmanager
+def _allowed() -> Iterator[None]:
+    """Let torch.load read :data:`SAFE_GLOBALS`, beside what the user allowed it before."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    # MMEngine, which may call from inside its own list, allows the real getattr.
+    others = [allowed for allowed in before if allowed is not getattr]
+    torch.serialization.add_safe_globals([*others, *SAFE_GLOBALS])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _read_safetensors(path: str) -> dict:
+    """Read a file of ours, or any file of named tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, 'pt') as file:
+        told = (file.metadata() or {}).get('dataset_meta')
+        state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {'state_dict': state_dict, 'meta': {'dataset_meta': json.loads(told or '{}')}}
+
+
+def _refuse_program(file: str | os.PathLike | IO[bytes]) -> None:
+    """Raise on the formats that torch before 2.6 runs in spite of ``weights_only``."""
+    if tarfile.is_tarfile(file):
+        raise pickle.UnpicklingError('it is in the tar format of old versions of torch')
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(Path(name).name == 'constants.pkl' for name in archive.namelist()):
+                raise pickle.UnpicklingError('it is a TorchScript program')
+
+
+def _load(
+    f: str | os.PathLike | IO[bytes],
+    map_location: Any = None,
+    pickle_module: Any = None,
+    *,
+    weights_only: bool | None = None,
+    mmap: bool | None = None,
+    **pickle_load_args: Any,
+) -> Any:
+    """Stand in for ``torch.load``: read plain data, whatever the caller asks for."""
+    is_path = isinstance(f, (str, os.PathLike))
+    start = None if is_path else f.tell()
+    name = os.fspath(f) if is_path else getattr(f, 'name', 'a checkpoint')
+    try:
+        if str(name).endswith('.safetensors'):
+            return _read_safetensors(name)
+        _refuse_program(f)
+        if not is_path:
+            f.seek(start)
+        with _allowed():
+            content = _torch_load(f, map_location, weights_only=True, mmap=mmap)
+    except (*NO_FILE, ImportError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        reason = str(error).partition('\n')[0]
+        if not _trusting.get():
+            raise UnsafeFileError(
+                f'{name} is not a checkpoint that can be read safely: it is damaged, or holds '
+                'more than tensors, plain values and the log history of MMEngine, and what it '
+                'holds was not run. Use the file as training wrote it; if you know who made it, '
+                f'--trust-checkpoint runs what it holds. ({reason})'
+            ) from None
+    else:
+        meta = content.get('meta') if isinstance(content, dict) else None
+        if isinstance(meta, dict) and not _trusting.get():
+            meta.pop('config', None)  # resuming runs it as Python; none of MMEngine's has one
+        return content
+    print_log(
+        f'{name} holds more than plain data and is read with all rights, as --trust-checkpoint '
+        'says; it may run any code',
+        logger='current',
+        level=WARNING,
+    )
+    if not is_path:
+        f.seek(start)
+    try:
+        return _torch_load(
+            f, map_location, pickle_module, weights_only=False, mmap=mmap, **pickle_load_args
+        )
+    except Exception as error:
+        raise UnsafeFileError(f'{name} cannot be read, even with all rights: {error}') from error
+
+
+@contextmanager
+def safe_files(trust: bool = False) -> Iterator[None]:
+    """Let every checkpoint be read without running what it contains.
+
+    Inside, ``torch.load`` is one that reads :data:`SAFE_GLOBALS` and no more, whatever its caller
+    asks for. That covers MMEngine, which else falls back to running a file with a warning, in all
+    its ways to a file: ``load_from``, resuming, ``init_cfg``, addresses in the web.
 
     Args:
-        path: A local file written by MMEngine, mmpretrain or ``torch.save``.
+        trust: Read other content too, with a warning, as ``torch.load(weights_only=False)`` does.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UnsafeFileError: Where a file is read that is damaged or holds more, and is not trusted.
+    """
+    before, token = torch.load, _trusting.set(trust)
+    torch.load = _load
+    try:
+        yield
+    finally:
+        torch.load = before
+        _trusting.reset(token)
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint onto the CPU; one that holds code is refused, not run.
+
+    Args:
+        path: A file written by MMEngine, mmpretrain, ``torch.save`` or safetensors, or its address
+            in the web, which MMEngine downloads into torch's cache.
 
     Returns:
         The checkpoint, with its weights under ``'state_dict'``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or holds more than tensors, plain Python values,
-            NumPy arrays and MMEngine's log history.
+        OSError: If it cannot be fetched.
+        UnsafeFileError: If the file is damaged, or holds more than tensors, plain Python values,
+            NumPy arrays and MMEngine's log history, outside of :func:`safe_files` with ``trust``.
+        ValueError: If it holds no weights by name.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint at {path}; check the path')
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(SAFE_GLOBALS)
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        raise ValueError(
-            f'{path} is not a checkpoint that can be read safely: it is damaged, or holds more '
-            'than tensors, plain values and the log history of MMEngine, and what it holds was '
-            f'not run. Use the file as training wrote it. ({str(error).splitlines()[0]})'
-        ) from None
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    path = os.fspath(path)
+    if '://' in path:
+        try:
+            with safe_files(_trusting.get()):
+                checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        except (OSError, KeyError) as error:
+            raise OSError(f'no checkpoint at {path}; check the address ({error})') from None
+    else:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'no checkpoint at {path}; check the path')
+        checkpoint = _load(path, map_location='cpu')
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f'a checkpoint must be a dict with its weights under "state_dict", but {path} holds '

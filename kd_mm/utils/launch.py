@@ -34,8 +34,23 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='job launcher',
     )
+    add_trust_argument(parser)
     # torch.distributed.launch wrote the first spelling before torch 2.0 and the second since.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of every tool that reads a checkpoint, for ``safe_files``.
+
+    Args:
+        parser: The parser of a tool.
+    """
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold more than plain data, which may run any code; only for '
+        'files whose maker you know',
+    )
 
 
 def set_local_rank(args: argparse.Namespace) -> None:

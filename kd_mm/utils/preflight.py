@@ -52,7 +52,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
     if cfg.get('resume') and path is None:
         path = find_latest_checkpoint(cfg.work_dir)
     found = None
-    if path is not None and '://' not in path:
+    if path is not None:
         found = load_checkpoint(path)['state_dict']
     model = None
     if found is not None or 'students' in cfg.model:

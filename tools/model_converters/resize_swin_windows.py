@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from mmpretrain.models.utils import WindowMSA
 
 import kd_mm  # noqa: F401, checks the versions of what is installed
-from kd_mm.utils.checkpoint import load_checkpoint
+from kd_mm.utils.checkpoint import load_checkpoint, safe_files
+from kd_mm.utils.launch import add_trust_argument
 from kd_mm.utils.preflight import USER_ERRORS
 
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
@@ -23,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of mmpretrain.SwinTransformer')
     parser.add_argument('out', help='where to write the adapted checkpoint')
     parser.add_argument('--window-size', type=int, required=True, help='new width in tokens')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 
@@ -52,7 +54,8 @@ def resize_windows(state_dict: dict, window_size: int) -> dict:
 def main() -> None:
     args = parse_args()
     try:
-        state_dict = load_checkpoint(args.checkpoint)['state_dict']
+        with safe_files(args.trust_checkpoint):
+            state_dict = load_checkpoint(args.checkpoint)['state_dict']
         torch.save({'state_dict': resize_windows(state_dict, args.window_size)}, args.out)
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')

@@ -166,10 +166,10 @@ class BaseCohort(BaseModel):
                 )
 
     def check_checkpoints(self) -> None:
-        """Check that each local checkpoint of an ``init_cfg`` has a weight for its module.
+        """Check that each checkpoint of an ``init_cfg`` has a weight for its module.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            OSError: If there is no such file, here or in the web.
             ValueError: If the file cannot be read safely, or none of its names is the module's.
         """
         for name, module in self.named_modules():
@@ -177,10 +177,9 @@ class BaseCohort(BaseModel):
             if not isinstance(init_cfg, Mapping) or init_cfg.get('type') != 'Pretrained':
                 continue
             path, prefix = init_cfg['checkpoint'], (init_cfg.get('prefix') or '').rstrip('.')
-            if '://' not in path:
-                found = load_checkpoint(path)['state_dict']
-                found = [key.removeprefix(f'{prefix}.') for key in found]
-                check_keys(found, module.state_dict(), f'{path} of {name or "the model"}')
+            found = load_checkpoint(path)['state_dict']
+            found = [key.removeprefix(f'{prefix}.') for key in found]
+            check_keys(found, module.state_dict(), f'{path} of {name or "the model"}')
 
     def forward(
         self,
