@@ -1,6 +1,8 @@
 """From a kd_mm checkpoint to plain mmpretrain weights and config."""
 
 import inspect
+import io
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,34 +11,76 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.utils import digit_version
 from mmpretrain.evaluation import Accuracy
+from mmpretrain.models.utils import ShiftWindowMSA
 from torch import Tensor, nn
 
 from kd_mm.models.algorithms import FFSD, BaseCohort
 from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.models.algorithms.ffsd import deepest_only
 from kd_mm.models.heads import BAKEMixin
-from kd_mm.registry import MODELS
+from kd_mm.registry import MODELS, SCOPE
 from kd_mm.utils.checkpoint import check_keys
+from kd_mm.utils.versions import import_optional
 
-PREFIX = 'kd_mm.'
-WEIGHTS, CONFIG = 'model.pth', 'config.py'
-TOLERANCE = 1e-5
+PREFIX = f'{SCOPE}.'
+CONFIG = 'config.py'
+FORMATS = ('pth', 'safetensors', 'onnx')
+# What a logit may differ by. ONNX Runtime computes in another order: relative to the largest one,
+# where that is above 1.
+TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
 
 
 class Export(NamedTuple):
     """What an export wrote.
 
     Attributes:
-        weights: Path of the plain checkpoint.
+        weights: Path of the plain weights, ``model.pth``, ``.safetensors`` or ``.onnx``.
         config: Path of the plain config.
         difference: Largest absolute difference of a logit between the trained and the plain
-            model, on random images.
+            model, or its ONNX graph, on random images.
+        needs: Types in the config that only kd_mm has.
     """
 
     weights: Path
     config: Path
     difference: float
+    needs: tuple[str, ...]
+
+
+def choose_weights(checkpoint: Mapping[str, Any], ema: bool | None = None) -> Mapping[str, Tensor]:
+    """Return the weights of a model, averaged ones or those that the optimizer saw.
+
+    In a checkpoint of a run with MMEngine's ``EMAHook``, ``state_dict`` holds the average, which
+    validation looks at, and ``ema_state_dict`` the weights that were trained, as ``module.*``.
+
+    Args:
+        checkpoint: What a run wrote.
+        ema: True for the average, False for the weights without it, None for ``state_dict``,
+            whatever it is.
+
+    Returns:
+        Weights by name. A run without average has one set, which is what False gives.
+
+    Raises:
+        ValueError: If there is no average to give.
+
+    Examples:
+        >>> checkpoint = {'state_dict': {'w': 1}, 'ema_state_dict': {'steps': 9, 'module.w': 2}}
+        >>> choose_weights(checkpoint, ema=True), choose_weights(checkpoint, ema=False)
+        ({'w': 1}, {'w': 2})
+    """
+    beside = checkpoint.get('ema_state_dict')
+    if ema and beside is None:
+        raise ValueError(
+            'an average of weights needs a checkpoint with ema_state_dict, as a run with an '
+            f'EMAHook writes it, but this one has {", ".join(checkpoint)}; leave --ema out'
+        )
+    if ema is not False or beside is None:
+        return checkpoint['state_dict']
+    prefix = 'module.'
+    return {key.removeprefix(prefix): w for key, w in beside.items() if key.startswith(prefix)}
 
 
 def _plain_head(head: dict) -> dict:
@@ -77,13 +121,38 @@ def plain_model_cfg(model: Any) -> Any:
     return {key: plain_model_cfg(value) for key, value in model.items()}
 
 
-def _names_ours(node: Any) -> bool:
-    """Tell whether any type in a config is one of ours."""
+def our_types(node: Any) -> set[str]:
+    """Return the types in a config that are kd_mm's.
+
+    Args:
+        node: A config or a part of it.
+
+    Returns:
+        Their names, with prefix.
+
+    Examples:
+        >>> our_types({'a': [{'type': 'kd_mm.Digits'}], 'type': 'LeNet5'})
+        {'kd_mm.Digits'}
+    """
     if isinstance(node, Mapping):
-        return str(node.get('type', '')).startswith(PREFIX) or any(
-            _names_ours(value) for value in node.values()
-        )
-    return isinstance(node, (list, tuple)) and any(_names_ours(value) for value in node)
+        name = str(node.get('type'))
+        own = {name} if name.startswith(PREFIX) else set()
+        return own.union(*map(our_types, node.values()))
+    return set().union(*map(our_types, node)) if isinstance(node, (list, tuple)) else set()
+
+
+def _without_our_scope(node: Any) -> Any:
+    """Return a config without the scope that MMEngine notes where a config of ours is inherited.
+
+    What it marks is found without: only types with our prefix are ours.
+    """
+    if isinstance(node, Mapping):
+        return {
+            key: _without_our_scope(value)
+            for key, value in node.items()
+            if (key, value) != ('_scope_', SCOPE)
+        }
+    return [_without_our_scope(part) for part in node] if isinstance(node, list) else node
 
 
 def student_names(cfg: Config) -> list[str]:
@@ -176,7 +245,7 @@ def _plain_evaluator(evaluator: Any) -> Any:
 
 def _plain_hooks(hooks: Mapping[str, Any], students: list[str]) -> dict:
     """Return default hooks without ours, and without the metric of one of several students."""
-    plain = {key: hook for key, hook in hooks.items() if not _names_ours(hook)}
+    plain = {key: hook for key, hook in hooks.items() if not our_types(hook)}
     save_best = (plain.get('checkpoint') or {}).get('save_best')
     if students and isinstance(save_best, str):
         plain['checkpoint'] = {**plain['checkpoint'], 'save_best': 'auto'}
@@ -241,11 +310,12 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     if plain.get('default_hooks'):
         plain['default_hooks'] = _plain_hooks(plain['default_hooks'], student_names(cfg))
     if plain.get('custom_hooks'):
-        plain['custom_hooks'] = [h for h in plain['custom_hooks'] if not _names_ours(h)]
+        plain['custom_hooks'] = [h for h in plain['custom_hooks'] if not our_types(h)]
     plain.update(launcher='none', load_from=None, resume=False)
     for key in ('work_dir', 'model_wrapper_cfg'):
         plain.pop(key, None)
-    if not _names_ours(plain) and 'custom_imports' in plain:
+    plain = _without_our_scope(plain)
+    if not our_types(plain) and 'custom_imports' in plain:
         imports = [name for name in plain['custom_imports']['imports'] if name != 'kd_mm']
         plain['custom_imports']['imports'] = imports
         if not imports:
@@ -278,6 +348,98 @@ def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         ) from None
 
 
+def _reverse_windows(windows: Tensor, height: int, width: int, size: int) -> Tensor:
+    """Put windows (n, size, size, C) of Swin back together, into (N, height, width, C).
+
+    As mmpretrain's, which divides by the number of windows and so fixes N in a graph.
+    """
+    rows, columns, channels = height // size, width // size, windows.shape[-1]
+    maps = windows.view(-1, rows, columns, size, size, channels).permute(0, 1, 3, 2, 4, 5)
+    return maps.contiguous().view(-1, height, width, channels)
+
+
+def _onnx_graph(network: nn.Module, images: Tensor) -> bytes:
+    """Return the network as an ONNX file: ``images`` (N, C, H, W) to ``logits`` (N, K), any N."""
+    for module in network.modules():
+        if isinstance(module, ShiftWindowMSA):
+            module.window_reverse = _reverse_windows
+    try:
+        program = torch.onnx.export(
+            network,
+            (images,),
+            input_names=['images'],
+            output_names=['logits'],
+            dynamic_shapes=({0: 'batch'},),
+            dynamo=True,
+            verbose=False,
+        )
+    except RuntimeError as error:  # torch's own errors of export are such
+        raise ValueError(
+            f'torch {torch.__version__} cannot write this network as ONNX; nothing was written. '
+            f'({str(error).strip().partition(chr(10))[0]})'
+        ) from error
+    return program.model_proto.SerializeToString()
+
+
+def _run_onnx(graph: bytes, images: Tensor) -> Tensor:
+    """Return the logits (N, K) that ONNX Runtime computes on a CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=['CPUExecutionProvider'])
+    return torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0])
+
+
+def _check_difference(found: Tensor, expected: Tensor, tolerance: float, what: str) -> float:
+    """Return the largest difference of a logit, if it is small."""
+    difference = (found - expected).abs().max().item()
+    if not difference <= tolerance:
+        raise ValueError(
+            f'{what} must answer as the trained model, up to {tolerance:.1e}, but a logit '
+            f'differs by {difference:.1e}; nothing was written'
+        )
+    return difference
+
+
+def _require(file_format: str) -> None:
+    """Raise if a format is unknown, or a package that it takes is missing."""
+    if file_format not in FORMATS:
+        raise ValueError(
+            f'the format must be one of {", ".join(FORMATS)}, but got {file_format!r}'
+        )
+    if file_format == 'safetensors':
+        import_optional('--format safetensors', 'safetensors')
+    if file_format == 'onnx':
+        import_optional('--format onnx', 'onnx', 'onnxscript', 'onnxruntime')
+        if digit_version(torch.__version__) < digit_version('2.6'):
+            raise ImportError(f'--format onnx needs torch>=2.6, but found {torch.__version__}')
+
+
+def _weights_file(file_format: str, state_dict: dict[str, Tensor], meta: dict) -> bytes:
+    """Return what the file of the weights holds."""
+    if file_format == 'safetensors':
+        (safetensors,) = import_optional('--format safetensors', 'safetensors.torch')
+        # It refuses tensors that share memory, and metadata other than text.
+        tensors = {name: weight.contiguous().clone() for name, weight in state_dict.items()}
+        told = {name: json.dumps(value) for name, value in meta.items()}
+        return safetensors.save(tensors, {'format': 'pt', **told})
+    buffer = io.BytesIO()
+    torch.save({'state_dict': state_dict, 'meta': meta}, buffer)
+    return buffer.getvalue()
+
+
+def _put(files: Mapping[Path, bytes]) -> None:
+    """Write files, each under another name first, so that none is ever there by half."""
+    parts = {path: path.with_name(f'{path.name}.part') for path in files}
+    try:
+        for path, content in files.items():
+            parts[path].write_bytes(content)
+        for path, part in parts.items():
+            os.replace(part, path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
 @torch.no_grad()
 def export_student(
     cfg: Config,
@@ -285,25 +447,33 @@ def export_student(
     out_dir: str | Path,
     meta: dict | None = None,
     student: str | None = None,
+    file_format: str = 'pth',
 ) -> Export:
     """Write plain mmpretrain weights and config, after comparing their logits with the original.
 
     Args:
         cfg: Config of the kd_mm run.
-        state_dict: Weights of its model.
-        out_dir: Folder for ``model.pth`` and ``config.py``; made if missing. The two files are
-            replaced if they are there.
-        meta: What else the checkpoint shall tell, such as ``dataset_meta`` with the classes.
+        state_dict: Weights of its model; see :func:`choose_weights`.
+        out_dir: Folder for ``model.<file_format>`` and ``config.py``; made if missing. The two
+            files are replaced if they are there.
+        meta: What else a checkpoint shall tell, such as ``dataset_meta`` with the classes.
         student: Name of a student of a cohort; by default the deployed one.
+        file_format: ``'pth'``: a checkpoint that ``torch.load(weights_only=True)`` reads.
+            ``'safetensors'``: tensors by name; ``meta`` is JSON in its metadata. ``'onnx'``: a
+            graph from preprocessed ``images`` (N, C, H, W) in float32, any N, with the size of
+            the config's test pipeline, to ``logits`` (N, K).
 
     Returns:
-        The two paths, and the largest difference of a logit on two random images.
+        The two paths, the largest difference of a logit on random images, and the types of kd_mm
+        that the config needs.
 
     Raises:
-        ValueError: If there is no such student, the weights do not fit the config, or the plain
-            model answers differently. Nothing is written then.
+        ValueError: If there is no such student or format, the weights do not fit the config, or
+            the plain model or its graph answers differently. Nothing is written then.
+        ImportError: If the format takes a package that is not installed.
     """
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    _require(file_format)
     name = _choose_student(cfg, student)
     plain = plain_cfg(cfg, name)
     trained, network = (MODELS.build(c.model).eval() for c in (cfg, plain))
@@ -321,18 +491,21 @@ def export_student(
         for key in (key for key in unused if key.startswith('backbone.')):
             del state_dict[key]
     _load(network, state_dict)
-    images = _random_images(cfg)
-    difference = (trained(images) - network(images)).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise ValueError(
-            f'the plain model must answer as the trained one, up to {TOLERANCE}, but a logit '
-            f'differs by {difference}; nothing was written'
-        )
+    images = _random_images(cfg, 3)
+    expected = trained(images)
+    difference = _check_difference(network(images), expected, TOLERANCE, 'the plain model')
+    if file_format == 'onnx':
+        content = _onnx_graph(network, images[:2])
+        tolerance = ONNX_TOLERANCE * max(1, expected.abs().max().item())
+        # Another number of images than the graph was drawn with, and one alone.
+        found = torch.cat([_run_onnx(content, images), _run_onnx(content, images[:1])])
+        expected = torch.cat([expected, expected[:1]])
+        difference = _check_difference(found, expected, tolerance, 'the ONNX graph')
+    else:
+        content = _weights_file(file_format, dict(network.state_dict()), meta or {})
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    weights, config = out_dir / WEIGHTS, out_dir / CONFIG
-    torch.save({'state_dict': dict(network.state_dict()), 'meta': meta or {}}, f'{weights}.part')
-    os.replace(f'{weights}.part', weights)
-    plain.dump(config)
-    return Export(weights, config, difference)
+    weights, config = out_dir / f'model.{file_format}', out_dir / CONFIG
+    _put({weights: content, config: plain.pretty_text.encode()})
+    return Export(weights, config, difference, tuple(sorted(our_types(plain))))

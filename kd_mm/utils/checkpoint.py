@@ -19,6 +19,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from kd_mm.utils.versions import import_optional
+
 WARNING = 30
 # What tells that a file, and not what is in it, is the matter.
 NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -79,9 +81,8 @@ def _allowed() -> Iterator[None]:
 
 def _read_safetensors(path: str) -> dict:
     """Read a file of ours, or any file of named tensors."""
-    from safetensors import safe_open
-
-    with safe_open(path, 'pt') as file:
+    (safetensors,) = import_optional('a .safetensors file', 'safetensors')
+    with safetensors.safe_open(path, 'pt') as file:
         told = (file.metadata() or {}).get('dataset_meta')
         state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return {'state_dict': state_dict, 'meta': {'dataset_meta': json.loads(told or '{}')}}

@@ -8,12 +8,19 @@ fail much later, on resuming or on reading a base config; those are refused here
 import importlib.util
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
+from importlib import import_module, metadata
 from itertools import chain
+from types import ModuleType
 
 from packaging.specifiers import SpecifierSet
 
-__all__ = ['check_installation', 'find_overlap', 'find_problem', 'installed_versions']
+__all__ = [
+    'check_installation',
+    'find_overlap',
+    'find_problem',
+    'import_optional',
+    'installed_versions',
+]
 
 # Import name -> the versions that kd_mm was run with.
 BOUNDS = {'mmengine': '>=0.10.7,<1.0', 'mmcv': '>=2.1.0,<2.4', 'mmpretrain': '>=1.2.0,<2.0'}
@@ -152,6 +159,36 @@ def find_overlap(found: Mapping[str, str | None]) -> str | None:
                 f'Run: pip uninstall -y {" ".join(names)} && pip install "{kept}=={found[kept]}"'
             )
     return None
+
+
+def import_optional(purpose: str, *names: str) -> list[ModuleType]:
+    """Import packages that only some of kd_mm needs.
+
+    Args:
+        purpose: What needs them, for the message.
+        *names: Modules, called as their packages are but for dashes.
+
+    Returns:
+        The modules.
+
+    Raises:
+        ImportError: If one is missing; the message names the command that installs all.
+
+    Examples:
+        >>> import_optional('arithmetic', 'math')[0].ceil(1.5)
+        2
+        >>> import_optional('arithmetic', 'math', 'no_such_package')
+        Traceback (most recent call last):
+        ImportError: arithmetic needs no_such_package, which is not installed. Run: pip install \
+math no_such_package
+    """
+    try:
+        return [import_module(name) for name in names]
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'{purpose} needs {error.name}, which is not installed. Run: pip install '
+            f'{" ".join(name.partition(".")[0] for name in names)}'
+        ) from None
 
 
 def check_installation() -> None:

@@ -1,12 +1,15 @@
 """The deployable network, written when training ends."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.dist import master_only
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner, find_latest_checkpoint
+from mmpretrain.engine import EMAHook as PretrainEMAHook
+from torch import Tensor
 
-from kd_mm.export import export_student, shipped_names
+from kd_mm.export import choose_weights, export_student, shipped_names
 from kd_mm.registry import HOOKS
 from kd_mm.utils.checkpoint import bare_model
 
@@ -17,8 +20,10 @@ FOLDER = 'deploy'
 class ExportHook(Hook):
     """Export the trained network as plain mmpretrain weights and config, and say what to do next.
 
-    The weights are those at the end of training; ``tools/model_converters/export_student.py``
-    does the same for any other checkpoint. See :func:`kd_mm.export.export_student`.
+    The weights are those that the last validation looked at: with an ``EMAHook`` the average,
+    unless it evaluates on the original alone, or else those at the end of training.
+    ``tools/model_converters/export_student.py`` does the same for any other checkpoint. See
+    :func:`kd_mm.export.export_student`.
     """
 
     priority = 'LOWEST'
@@ -33,8 +38,7 @@ class ExportHook(Hook):
             runner: The runner whose training ended.
         """
         work_dir = Path(runner.work_dir)
-        model = bare_model(runner.model)
-        state_dict = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        state_dict = {name: tensor.cpu() for name, tensor in _validated(runner).items()}
         meta = {'dataset_meta': runner.train_loop.dataloader.dataset.metainfo}
         exports = {
             name: export_student(
@@ -51,6 +55,11 @@ class ExportHook(Hook):
             lines.append(f'  {done.weights}, {done.config}')
         worst = max(done.difference for done in exports.values())
         done = next(iter(exports.values()))
+        if needs := {name for done in exports.values() for name in done.needs}:
+            lines.append(
+                f'    to run it, kd_mm must be installed: mmpretrain has no '
+                f'{", ".join(sorted(needs))}'
+            )
         lines += [
             '    plain mmpretrain weights and config; their logits differ from the trained '
             f"network's by at most {worst:.1e}",
@@ -60,3 +69,14 @@ class ExportHook(Hook):
             f'  --cfg-options load_from={done.weights}',
         ]
         runner.logger.info('\n'.join(lines))
+
+
+def _validated(runner: Runner) -> Mapping[str, Tensor]:
+    """Return the weights that validation sees, by name."""
+    checkpoint = {'state_dict': bare_model(runner.model).state_dict()}
+    averaged = None
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.before_save_checkpoint(runner, checkpoint)
+            averaged = not isinstance(hook, PretrainEMAHook) or hook.evaluate_on_ema
+    return choose_weights(checkpoint, averaged)
