@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -315,6 +316,9 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     for key in ('work_dir', 'model_wrapper_cfg'):
         plain.pop(key, None)
     plain = _without_our_scope(plain)
+    preprocessor = plain.get('data_preprocessor') or {}
+    if str(preprocessor.get('type')).startswith(PREFIX):
+        del preprocessor['type']  # mmpretrain's own is the default
     if not our_types(plain) and 'custom_imports' in plain:
         imports = [name for name in plain['custom_imports']['imports'] if name != 'kd_mm']
         plain['custom_imports']['imports'] = imports
@@ -414,6 +418,17 @@ def _require(file_format: str) -> None:
             raise ImportError(f'--format onnx needs torch>=2.6, but found {torch.__version__}')
 
 
+def _plain_values(node: Any) -> Any:
+    """Return what any reader takes: what is no container, number or text becomes text."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain_values(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(map(_plain_values, node))
+    if isinstance(node, (np.ndarray, np.generic)):
+        return node.tolist()
+    return node if node is None or isinstance(node, (str, int, float)) else str(node)
+
+
 def _weights_file(file_format: str, state_dict: dict[str, Tensor], meta: dict) -> bytes:
     """Return what the file of the weights holds."""
     if file_format == 'safetensors':
@@ -502,10 +517,10 @@ def export_student(
         expected = torch.cat([expected, expected[:1]])
         difference = _check_difference(found, expected, tolerance, 'the ONNX graph')
     else:
-        content = _weights_file(file_format, dict(network.state_dict()), meta or {})
+        content = _weights_file(file_format, dict(network.state_dict()), _plain_values(meta or {}))
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     weights, config = out_dir / f'model.{file_format}', out_dir / CONFIG
     _put({weights: content, config: plain.pretty_text.encode()})
-    return Export(weights, config, difference, tuple(sorted(our_types(plain))))
+    return Export(weights, config, difference, tuple(sorted(our_types(plain.to_dict()))))

@@ -1,15 +1,13 @@
 """The deployable network, written when training ends."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner, find_latest_checkpoint
-from mmpretrain.engine import EMAHook as PretrainEMAHook
 from torch import Tensor
 
-from kd_mm.export import choose_weights, export_student, shipped_names
+from kd_mm.export import export_student, shipped_names
 from kd_mm.registry import HOOKS
 from kd_mm.utils.checkpoint import bare_model
 
@@ -38,7 +36,7 @@ class ExportHook(Hook):
             runner: The runner whose training ended.
         """
         work_dir = Path(runner.work_dir)
-        state_dict = {name: tensor.cpu() for name, tensor in _validated(runner).items()}
+        state_dict = _validated(runner)
         meta = {'dataset_meta': runner.train_loop.dataloader.dataset.metainfo}
         exports = {
             name: export_student(
@@ -71,12 +69,12 @@ class ExportHook(Hook):
         runner.logger.info('\n'.join(lines))
 
 
-def _validated(runner: Runner) -> Mapping[str, Tensor]:
-    """Return the weights that validation sees, by name."""
-    checkpoint = {'state_dict': bare_model(runner.model).state_dict()}
-    averaged = None
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            hook.before_save_checkpoint(runner, checkpoint)
-            averaged = not isinstance(hook, PretrainEMAHook) or hook.evaluate_on_ema
-    return choose_weights(checkpoint, averaged)
+def _validated(runner: Runner) -> dict[str, Tensor]:
+    """Return a copy of the weights that validation sees, by name."""
+    averages = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for hook in averages:  # each swaps its average in, unless it evaluates on the original
+        hook.before_val_epoch(runner)
+    weights = {name: w.cpu().clone() for name, w in bare_model(runner.model).state_dict().items()}
+    for hook in reversed(averages):  # and out
+        hook.before_val_epoch(runner)
+    return weights
