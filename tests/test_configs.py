@@ -28,6 +28,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 from mmpretrain.structures import DataSample
 
 from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
+from kd_mm.export import our_types, plain_cfg, student_names
 from kd_mm.models.algorithms import DML
 from kd_mm.models.algorithms import FFSD as FFSDCohort
 from kd_mm.models.algorithms.base import student_cfg
@@ -436,6 +437,26 @@ def test_ffsd_trains_each_network_as_its_vanilla_config_does(path):
         assert unscoped(student) == unscoped(twin.model)
     for key in same:
         assert unscoped(cfg[key]) == unscoped(twin[key])
+
+
+ONLY_OURS = {  # what mmpretrain lacks
+    *{'kd_mm.CIFARResNet', 'kd_mm.CIFARWideResNet', 'kd_mm.CIFARGoogLeNet'},
+    *{'kd_mm.CIFARDenseNet', 'kd_mm.DenseNet_CIFAR', 'kd_mm.Digits', 'kd_mm.TinyImageNet'},
+    *{'kd_mm.StanfordDogs', 'kd_mm.MITIndoor67'},
+}
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_exported_config_names_kd_mm_only_for_what_mmpretrain_lacks(path):
+    cfg = load(path)
+    for name in student_names(cfg) or [None]:
+        plain = plain_cfg(cfg, name).to_dict()
+        words = set(re.findall(r'[\w.]*kd_mm[\w.:]*', repr(plain)))
+        if '_in1k' in path:
+            assert not words
+        else:
+            assert words <= ONLY_OURS | {'kd_mm'}
+            assert ('kd_mm' in words) == bool(our_types(plain))
 
 
 def test_base_names_are_unique_and_plain():

@@ -1,18 +1,28 @@
 """Export: the same network, without a word of distillation, or nothing at all."""
 
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from kd_mm import export
 from kd_mm.export import (
+    choose_weights,
     export_student,
     plain_cfg,
     plain_model_cfg,
     shipped_names,
     student_names,
 )
+from kd_mm.utils.checkpoint import load_checkpoint
+from tests.conftest import REPO, run
+from tests.hostile import call_tool
 
 
 def config(head=None, **kwargs):
@@ -323,3 +333,271 @@ def test_a_student_that_no_part_trains_is_refused():
     cfg.optim_wrapper.parts.networks.prefix = ['students.leader', 'decoder']
     with pytest.raises(ValueError, match='must train student student1'):
         plain_cfg(cfg, 'student1')
+
+
+def test_a_config_that_another_project_inherited_has_no_word_of_kd_mm():
+    """MMEngine marks each part of a config that comes by ``kd_mm::`` with our scope."""
+    cfg = cohort()
+    cfg.train_dataloader.dataset.dataset.pipeline[1]['_scope_'] = 'kd_mm'
+    cfg.model.students.a.backbone['_scope_'] = 'kd_mm'
+    cfg.train_pipeline = [{'type': 'PackInputs', '_scope_': 'kd_mm'}]
+    cfg.data_preprocessor.type = 'kd_mm.CohortDataPreprocessor'
+    plain = plain_cfg(cfg)
+    assert 'kd_mm' not in plain.pretty_text
+    assert plain.data_preprocessor == {'mean': [0.0], 'std': [1.0], 'to_rgb': False}
+    assert plain.model.backbone == {'type': 'LeNet5'}
+
+
+def test_meta_is_written_so_that_it_loads_without_trust(tmp_path):
+    cfg = config()
+    classes = {'classes': ['a', 'b', 'c'], 'mean': np.ones(2), 'root': Path('x'), 'n': np.int64(3)}
+    done = export_student(cfg, weights(cfg), tmp_path, {'dataset_meta': classes})
+    assert torch.load(done.weights, weights_only=True)['meta']['dataset_meta'] == {
+        **{'classes': ['a', 'b', 'c'], 'mean': [1.0, 1.0], 'root': 'x', 'n': 3}
+    }
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    cfg = config()
+    done = export_student(cfg, weights(cfg), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def full_disk(path, content):
+        write(path, content[:10])
+        if path.name.startswith('config'):
+            raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'write_bytes', full_disk)
+    with pytest.raises(OSError, match='No space left'):
+        export_student(cfg, {k: v + 1 for k, v in weights(cfg).items()}, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert done.weights in before
+
+
+def test_an_average_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    state = {'w': torch.ones(1)}
+    assert choose_weights({'state_dict': state}, ema=False) is state
+    with pytest.raises(ValueError, match=r'needs a checkpoint with ema_state_dict.* leave --ema'):
+        choose_weights({'state_dict': state, 'meta': {}}, ema=True)
+
+
+@pytest.fixture
+def averaged(tmp_path):
+    """Command line of the export of a checkpoint with an average; its weights are one more."""
+    cfg = config()
+    state = weights(cfg)
+    average = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    beside = {'steps': torch.tensor(4), **{f'module.{k}': v for k, v in state.items()}}
+    meta = {'dataset_meta': {'classes': ('a', 'b', 'c')}}
+    content = {'state_dict': average, 'ema_state_dict': beside, 'meta': meta}
+    torch.save(content, tmp_path / 'a.pth')
+    torch.save({'state_dict': state}, tmp_path / 'b.pth')
+    cfg.dump(tmp_path / 'config.py')
+    tool = 'model_converters/export_student.py'
+    return [tool, tmp_path / 'config.py', tmp_path / 'a.pth', '--out', tmp_path / 'out'], state
+
+
+@pytest.mark.parametrize(('flag', 'more'), [('--ema', 1), ('--no-ema', 0), (None, 1)])
+def test_the_tool_takes_the_average_or_the_weights_without_it(averaged, monkeypatch, flag, more):
+    command, state = averaged
+    assert call_tool(monkeypatch, *command, *([flag] if flag else [])) is None
+    saved = torch.load(command[-1] / 'model.pth', weights_only=True)['state_dict']
+    key = 'head.fc.weight'
+    torch.testing.assert_close(saved[key], state[key] + more)
+
+
+def test_the_tool_says_what_it_did(averaged, monkeypatch, capsys):
+    command, _ = averaged
+    call_tool(monkeypatch, *command)
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert lines[0] == 'logits of the plain model differ by at most 0.0e+00'
+    assert [line.rpartition('/')[2] for line in lines[1:]] == ['model.pth', 'config.py']
+    command[2] = command[2].with_name('b.pth')
+    assert call_tool(monkeypatch, *command, '--ema').startswith('error: an average of weights')
+    cfg = Config.fromfile(command[1])
+    cfg.train_dataloader.dataset = {'type': 'kd_mm.Digits'}
+    cfg.dump(command[1])
+    call_tool(monkeypatch, *command)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == 'to run it, kd_mm must be installed: mmpretrain has no kd_mm.Digits'
+
+
+def test_safetensors_hold_the_same_and_are_read_by_our_tools(averaged, monkeypatch):
+    reader = pytest.importorskip('safetensors.torch', reason='safetensors is not installed')
+    command, state = averaged
+    assert call_tool(monkeypatch, *command, '--format', 'safetensors') is None
+    path = command[-1] / 'model.safetensors'
+    assert sorted(p.name for p in path.parent.iterdir()) == ['config.py', path.name]
+    network = MODELS.build(Config.fromfile(path.with_name('config.py')).model)
+    network.load_state_dict(reader.load_file(path))
+    torch.testing.assert_close(network.head.fc.weight.data, state['head.fc.weight'] + 1)
+    again = [command[0], path.with_name('config.py'), path, '--out', command[-1] / 'pth']
+    assert call_tool(monkeypatch, *again) is None
+    saved = torch.load(again[-1] / 'model.pth', weights_only=True)
+    assert torch.equal(saved['state_dict']['head.fc.weight'], network.head.fc.weight)
+    assert saved['meta'] == {'dataset_meta': {'classes': ['a', 'b', 'c']}}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match='it is damaged'):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ('file_format', 'missing'), [('safetensors', 'safetensors'), ('onnx', 'onnxruntime')]
+)
+def test_a_missing_package_is_named_before_anything_is_done(
+    tmp_path, monkeypatch, file_format, missing
+):
+    for name in ('onnx', 'onnxscript'):
+        monkeypatch.setitem(sys.modules, name, sys)
+    monkeypatch.setitem(sys.modules, missing, None)
+    command = 'safetensors' if missing == 'safetensors' else 'onnx onnxscript onnxruntime'
+    with pytest.raises(ImportError, match=f'needs {missing}, .* Run: pip install {command}$'):
+        export_student(config(), {}, tmp_path / 'out', file_format=file_format)
+    with pytest.raises(ValueError, match="one of pth, safetensors, onnx, but got 'pt'"):
+        export_student(config(), {}, tmp_path / 'out', file_format='pt')
+
+
+@pytest.fixture
+def onnx():
+    for name in ('onnx', 'onnxscript'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
+    return pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+
+
+SHIFTED = {**NORMED, 'arch': {**NORMED['arch'], 'depths': [2, 1, 1, 1]}, 'window_size': 4}
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'width'), [({'type': 'LeNet5'}, 120), (SHIFTED, 64)], ids=['lenet', 'swin']
+)
+def test_a_graph_answers_as_the_student_for_any_number_of_images(onnx, tmp_path, backbone, width):
+    cfg = cohort()
+    cfg.model.students.a.backbone = backbone
+    cfg.model.students.a.head.in_channels = width
+    state = weights(cfg)
+    done = export_student(cfg, state, tmp_path, file_format='onnx')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.py', 'model.onnx']
+    assert done.difference <= 1e-4
+    session = onnx.InferenceSession(str(done.weights), providers=['CPUExecutionProvider'])
+    assert [node.name for node in session.get_inputs()] == ['images']
+    whole = MODELS.build(cfg.model).eval()
+    whole.load_state_dict(state)
+    images = torch.randn(5, 1, 32, 32)
+    for count in (1, 5):
+        (found,) = session.run(['logits'], {'images': images[:count].numpy()})
+        with torch.no_grad():
+            expected = whole.students['a'](images[:count])
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
+
+
+def test_a_graph_that_answers_otherwise_writes_nothing(onnx, tmp_path, monkeypatch):
+    run_onnx = export._run_onnx
+    monkeypatch.setattr(export, '_run_onnx', lambda graph, images: run_onnx(graph, images) + 1e-3)
+    cfg = config()
+    with pytest.raises(ValueError, match=r'the ONNX graph must answer .* nothing was written'):
+        export_student(cfg, weights(cfg), tmp_path / 'out', file_format='onnx')
+    assert not (tmp_path / 'out').exists()
+
+
+# Run where kd_mm cannot be imported: mmpretrain's test tool and inferencer, and the backbone of
+# another project, built as a detector builds it.
+DEPLOYED = """
+import json, runpy, sys
+from pathlib import Path
+
+import torch
+from mmengine.registry import MODELS, Registry
+
+try:
+    import kd_mm
+except ImportError:
+    print('without kd_mm')
+deploy, image = Path(sys.argv[1]), sys.argv[2]
+config, weights = str(deploy / 'config.py'), str(deploy / 'model.pth')
+
+import mmpretrain
+from mmpretrain import ImageClassificationInferencer
+
+result = ImageClassificationInferencer(config, pretrained=weights)(image)[0]
+print('inferred', result['pred_class'], json.dumps(result['pred_scores'].tolist()))
+
+DETECTOR = Registry('model', parent=MODELS, scope='detector')
+backbone = DETECTOR.build(dict(
+    type='mmpretrain.ResNet', depth=18, stem_channels=4, base_channels=4, out_indices=(0, 1, 2, 3),
+    init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone'),
+))
+backbone.init_weights()
+state = torch.load(weights, weights_only=True)['state_dict']
+found = {f'backbone.{name}': weight for name, weight in backbone.state_dict().items()}
+equal = [torch.equal(found[name], state[name]) for name in found]
+print('backbone', all(equal), found.keys() == {name for name in state if 'head' not in name})
+
+tool = Path(mmpretrain.__file__).parent / '.mim/tools/test.py'
+sys.argv = ['test.py', config, weights, '--work-dir', 'tested', '--out', 'metrics.json']
+sys.argv += ['--out-item', 'metrics']
+runpy.run_path(str(tool), run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='module')
+def deployed(tmp_path_factory, image_folder):
+    """An exported BAKE network, what it is to answer, and what mmpretrain made of it alone."""
+    folder = tmp_path_factory.mktemp('deployed')
+    cfg = Config.fromfile(REPO / 'configs/bake/resnet50_8xb64_in1k.py')
+    cfg.model.backbone.update(depth=18, stem_channels=4, base_channels=4)
+    cfg.model.head.update(in_channels=32, num_classes=4, topk=(1,))
+    cfg.data_preprocessor.num_classes = 4
+    for name in ('train', 'val', 'test'):
+        loader = cfg[f'{name}_dataloader']
+        loader.update(batch_size=8, num_workers=0, persistent_workers=False)
+        loader.dataset.update(data_root=str(image_folder), metainfo={'classes': list('abcd')})
+    for name in ('val', 'test'):
+        cfg[f'{name}_evaluator'] = {'type': 'Accuracy', 'topk': (1,)}
+    state = weights(cfg)
+    state['head.fc.weight'] *= 30  # answers far apart
+    meta = {'dataset_meta': {'classes': list('abcd')}}
+    export_student(cfg, state, folder / 'deploy', meta)
+    blocked = folder / 'blocked' / 'kd_mm'
+    blocked.mkdir(parents=True)
+    (blocked / '__init__.py').write_text("raise ImportError('kd_mm is not installed')")
+    (folder / 'deployed.py').write_text(DEPLOYED)
+    image = sorted((image_folder / 'val').rglob('*.JPEG'))[0]
+    output = run(
+        [sys.executable, 'deployed.py', folder / 'deploy', image],
+        cwd=folder,
+        PYTHONPATH=str(blocked.parent),
+    ).stdout
+    return cfg, state, folder, output
+
+
+def test_exported_folder_runs_in_mmpretrains_inferencer(deployed):
+    cfg, state, _, output = deployed
+    assert 'without kd_mm' in output
+    ((name, scores),) = re.findall(r'inferred (\w+) (\[.*?\])', output)
+    scores = json.loads(scores)
+    assert name == 'abcd'[scores.index(max(scores))]
+    assert scores == pytest.approx(answers(cfg, state)[0].tolist(), abs=1e-5)
+
+
+def test_exported_folder_runs_in_mmpretrains_test_tool(deployed):
+    cfg, state, folder, _ = deployed
+    found = json.loads((folder / 'metrics.json').read_text())['accuracy/top1']
+    scores = answers(cfg, state)
+    labels = torch.arange(4).repeat_interleave(len(scores) // 4)
+    expected = (scores.argmax(dim=1) == labels).float().mean().item()
+    assert found == pytest.approx(100 * expected, abs=1e-4)
+
+
+def test_exported_folder_is_the_pretrained_backbone_of_another_project(deployed):
+    assert 'backbone True True' in deployed[-1]
+
+
+def answers(cfg, state):
+    """Scores of the validation images by the trained network itself, in the list's order."""
+    init_default_scope('mmpretrain')
+    model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}).eval()
+    model.load_state_dict(state)
+    samples = list(DATASETS.build(cfg.test_dataloader.dataset))
+    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    return torch.stack([sample.pred_score for sample in model.test_step(batch)])
