@@ -86,7 +86,8 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         'all': requirements('mminstall') + requirements('optional'),
-        'tests': requirements('tests'),
+        'deploy': requirements('deploy'),
+        'tests': requirements('tests') + requirements('deploy'),
     },
     cmdclass={'build_py': BuildPyWithMim},
     zip_safe=False,

@@ -434,7 +434,10 @@ def _weights_file(file_format: str, state_dict: dict[str, Tensor], meta: dict) -
     if file_format == 'safetensors':
         (safetensors,) = import_optional('--format safetensors', 'safetensors.torch')
         # It refuses tensors that share memory, and metadata other than text.
-        tensors = {name: weight.contiguous().clone() for name, weight in state_dict.items()}
+        tensors = {
+            name: weight.clone(memory_format=torch.contiguous_format)
+            for name, weight in state_dict.items()
+        }
         told = {name: json.dumps(value) for name, value in meta.items()}
         return safetensors.save(tensors, {'format': 'pt', **told})
     buffer = io.BytesIO()

@@ -350,10 +350,10 @@ def test_a_config_that_another_project_inherited_has_no_word_of_kd_mm():
 
 def test_meta_is_written_so_that_it_loads_without_trust(tmp_path):
     cfg = config()
-    classes = {'classes': ['a', 'b', 'c'], 'mean': np.ones(2), 'root': Path('x'), 'n': np.int64(3)}
+    classes = {'classes': ['a', 'b'], 'mean': [np.ones(2)], 'root': Path('x'), 'n': np.int64(3)}
     done = export_student(cfg, weights(cfg), tmp_path, {'dataset_meta': classes})
     assert torch.load(done.weights, weights_only=True)['meta']['dataset_meta'] == {
-        **{'classes': ['a', 'b', 'c'], 'mean': [1.0, 1.0], 'root': 'x', 'n': 3}
+        **{'classes': ['a', 'b'], 'mean': [[1.0, 1.0]], 'root': 'x', 'n': 3}
     }
 
 

@@ -103,7 +103,7 @@ def test_metadata_names_our_bounds_and_no_openmmlab_package(archives):
     metadata = email.message_from_bytes(files[name])
     assert metadata['Name'].replace('-', '_') == 'kd_mm'
     assert metadata['Requires-Python'] == '>=3.10'
-    assert set(metadata.get_all('Provides-Extra')) == {'all', 'tests'}
+    assert set(metadata.get_all('Provides-Extra')) == {'all', 'deploy', 'tests'}
 
     required = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     plain = {item.name for item in required if item.marker is None}
@@ -114,8 +114,10 @@ def test_metadata_names_our_bounds_and_no_openmmlab_package(archives):
         return {item.name for item in marked if item.marker.evaluate({'extra': extra})}
 
     forks = {'onedl-mmcv', 'onedl-mmengine', 'onedl-mmpretrain'}
-    assert of_extra('all') == {*forks, 'scikit-learn'}
-    assert {'pytest', 'ruff'} <= of_extra('tests')
+    graphs = {'onnx', 'onnxruntime', 'onnxscript'}
+    assert of_extra('all') == {*forks, 'safetensors', 'scikit-learn'}
+    assert of_extra('deploy') == graphs
+    assert {'pytest', 'ruff', *graphs} <= of_extra('tests')
 
 
 def test_version_is_the_same_everywhere(archives):

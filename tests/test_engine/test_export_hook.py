@@ -96,13 +96,16 @@ class Witness(Hook):
     priority = 'LOWEST'
 
     def __init__(self):
-        self.trained, self.validated = [], []
+        self.trained, self.validated, self.metrics = [], [], []
 
     def after_train_epoch(self, runner):
         self.trained.append(deepcopy(runner.model.state_dict()))
 
     def before_val_epoch(self, runner):
         self.validated.append(deepcopy(runner.model.state_dict()))
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.metrics.append(dict(metrics))
 
 
 def train(name, folder, **ema):
@@ -111,7 +114,7 @@ def train(name, folder, **ema):
     runner = Runner.from_cfg(cfg)
     runner.register_hook(witness)
     runner.train()
-    return SimpleNamespace(cfg=cfg, work_dir=folder, witness=witness)
+    return SimpleNamespace(cfg=cfg, work_dir=folder, witness=witness, model=runner.model)
 
 
 @pytest.fixture(scope='module', params=MODELS_OF)
@@ -182,8 +185,24 @@ def test_training_ends_with_the_weights_that_validation_saw(finished):
     prefix = '' if name is None else f'students.{name}.'
     validated = finished.witness.validated[-1]
     assert saved['meta']['dataset_meta']['classes'] == tuple('0123456789')
+    assert same(finished.model.state_dict(), finished.witness.trained[-1])
     for key, weight in saved['state_dict'].items():
         assert torch.equal(weight, validated[prefix + key])
+
+
+def test_deployed_folder_tests_as_validation_did(finished, tmp_path):
+    """As mmpretrain's tool does it; MMEngine averages nothing here, although the hook is there."""
+    name = deployed(finished.cfg.model)
+    folder = finished.work_dir / 'deploy' / (name or '')
+    cfg = Config.fromfile(folder / 'config.py')
+    assert 'EMAHook' in str(cfg.custom_hooks)
+    cfg.update(load_from=str(folder / 'model.pth'), work_dir=str(tmp_path))
+    cfg.experiment_name = tmp_path.name
+    found = Runner.from_cfg(cfg).test()
+    key = 'accuracy/top1'
+    expected = finished.witness.metrics[-1][key if name is None else f'{name}/{key}']
+    assert found[key] == pytest.approx(expected, abs=1e-4)
+    assert expected > 0
 
 
 def test_without_an_average_in_validation_the_original_is_shipped(tmp_path):

@@ -1,23 +1,16 @@
 """Checkpoints are read without running what they hold."""
 
-import pickle
+import io
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.runner.checkpoint import _load_checkpoint as load_as_mmengine
 
-from kd_mm.utils.checkpoint import load_checkpoint
-
-
-class Attack:
-    """A pickle that writes a file when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
+from kd_mm.utils.checkpoint import UnsafeFileError, load_checkpoint, safe_files
+from tests.hostile import FORMATS, Attack
 
 
 class GetAttr:
@@ -51,7 +44,7 @@ def test_bare_weights_are_a_state_dict(tmp_path):
     assert set(load_checkpoint(tmp_path / 'a.pth')['state_dict']) == {'fc.weight'}
 
 
-@pytest.mark.parametrize('save', [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))])
+@pytest.mark.parametrize('save', FORMATS.values(), ids=FORMATS)
 def test_a_malicious_file_does_not_run(tmp_path, save):
     victim = tmp_path / 'victim'
     save({'state_dict': {}, 'meta': Attack(victim)}, tmp_path / 'a.pth')
@@ -87,4 +80,68 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path):
         load_checkpoint(tmp_path / 'a.pth')
     torch.save([1, 2], tmp_path / 'b.pth')
     with pytest.raises(ValueError, match='holds a list'):
+        load_checkpoint(tmp_path / 'b.pth')
+
+
+@pytest.mark.parametrize('save', FORMATS.values(), ids=FORMATS)
+def test_mmengine_reads_no_more_than_we_do(tmp_path, save):
+    """On its own it warns, and runs the file."""
+    victim = tmp_path / 'victim'
+    save({'state_dict': {}, 'meta': Attack(victim)}, tmp_path / 'a.pth')
+    with safe_files(), pytest.raises(UnsafeFileError, match='was not run'):
+        load_as_mmengine(str(tmp_path / 'a.pth'))
+    assert not victim.exists()
+
+
+def test_trust_is_said_and_ends_with_the_block(tmp_path, capfd):
+    victim, path = tmp_path / 'victim', tmp_path / 'a.pth'
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': Attack(victim)}, path)
+    read = torch.load
+    with safe_files(trust=True):
+        assert load_checkpoint(path)['state_dict'] == {'w': torch.ones(1)}
+    assert victim.exists()
+    assert 'a.pth holds more than plain data' in ''.join(capfd.readouterr())
+    assert torch.load is read
+    victim.unlink()
+    with pytest.raises(UnsafeFileError):
+        load_checkpoint(path)
+    assert not victim.exists()
+
+
+def test_a_trusted_file_of_plain_data_is_read_without_a_word(tmp_path, capfd):
+    torch.save({'w': torch.ones(1)}, tmp_path / 'a.pth')
+    with safe_files(trust=True):
+        load_checkpoint(tmp_path / 'a.pth')
+    assert 'a.pth' not in ''.join(capfd.readouterr())
+
+
+def test_the_real_getattr_is_out_of_reach_where_mmengine_allows_it(tmp_path):
+    torch.save({'state_dict': {}, 'meta': GetAttr(np.ndarray, 'tofile')}, tmp_path / 'a.pth')
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([getattr])
+    try:
+        with safe_files(), pytest.raises(UnsafeFileError):
+            torch.load(tmp_path / 'a.pth')
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def test_an_open_file_is_read_from_where_it_stands(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({'w': torch.ones(1)}, buffer)
+    buffer.seek(0)
+    with safe_files():
+        assert torch.load(buffer, weights_only=False) == {'w': torch.ones(1)}
+
+
+def test_programs_are_refused_whatever_torch_does_with_them(tmp_path, monkeypatch):
+    """Before 2.6, torch runs these in spite of ``weights_only``."""
+    monkeypatch.setattr('kd_mm.utils.checkpoint._torch_load', lambda *_, **__: {'state_dict': {}})
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1, 1)), tmp_path / 'a.pth')
+    with pytest.raises(UnsafeFileError, match='TorchScript'):
+        load_checkpoint(tmp_path / 'a.pth')
+    with tarfile.open(tmp_path / 'b.pth', 'w') as archive:
+        archive.add(tmp_path / 'a.pth', 'storages')
+    with pytest.raises(UnsafeFileError, match='tar format'):
         load_checkpoint(tmp_path / 'b.pth')
