@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import pickle
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -14,14 +15,13 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from kd_mm.utils.versions import import_optional
 
-WARNING = 30
 # What tells that a file, and not what is in it, is the matter.
 NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
 
@@ -135,11 +135,10 @@ def _load(
         if isinstance(meta, dict) and not _trusting.get():
             meta.pop('config', None)  # resuming runs it as Python; none of MMEngine's has one
         return content
-    print_log(
-        f'{name} holds more than plain data and is read with all rights, as --trust-checkpoint '
-        'says; it may run any code',
-        logger='current',
-        level=WARNING,
+    print(
+        f'warning: {name} holds more than plain data and is read with all rights, as '
+        '--trust-checkpoint says; it may run any code',
+        file=sys.stderr,
     )
     if not is_path:
         f.seek(start)
