@@ -433,13 +433,8 @@ def _weights_file(file_format: str, state_dict: dict[str, Tensor], meta: dict) -
     """Return what the file of the weights holds."""
     if file_format == 'safetensors':
         (safetensors,) = import_optional('--format safetensors', 'safetensors.torch')
-        # It refuses tensors that share memory, and metadata other than text.
-        tensors = {
-            name: weight.clone(memory_format=torch.contiguous_format)
-            for name, weight in state_dict.items()
-        }
         told = {name: json.dumps(value) for name, value in meta.items()}
-        return safetensors.save(tensors, {'format': 'pt', **told})
+        return safetensors.save(state_dict, {'format': 'pt', **told})
     buffer = io.BytesIO()
     torch.save({'state_dict': state_dict, 'meta': meta}, buffer)
     return buffer.getvalue()

@@ -1,5 +1,6 @@
 """None of our tools runs what a checkpoint holds, however it gets at it."""
 
+import json
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -174,6 +175,20 @@ def test_plain_weights_from_the_web_are_read(whole, tmp_path, monkeypatch):
     assert said is None
     assert (tmp_path / 'out/model.pth').exists()
     assert missing.startswith(f'error: no checkpoint at {address}/b.pth; check the address')
+
+
+def test_safetensors_are_tested_as_the_weights_they_came_from(whole, tmp_path, monkeypatch):
+    pytest.importorskip('safetensors', reason='safetensors is not installed')
+    case = Case(tmp_path, whole, torch.save)
+    torch.save(whole, case.file)
+    export = case.command('export')
+    assert call_tool(monkeypatch, *export, '--format', 'safetensors') is None
+    found = []
+    for file in (case.file, tmp_path / 'out/model.safetensors'):
+        metrics = ['--out', tmp_path / 'metrics.json', '--out-item', 'metrics']
+        assert call_tool(monkeypatch, *case.command('test', file), *metrics) is None
+        found.append(json.loads((tmp_path / 'metrics.json').read_text()))
+    assert found[0] == found[1] != {}
 
 
 def test_resuming_does_not_run_the_config_in_a_checkpoint(whole, tmp_path, monkeypatch):
