@@ -421,7 +421,7 @@ def test_the_tool_says_what_it_did(averaged, monkeypatch, capsys):
     cfg.dump(command[1])
     call_tool(monkeypatch, *command)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == 'to run it, kd_mm must be installed: mmpretrain has no kd_mm.Digits'
+    assert last == 'config.py needs kd_mm installed: mmpretrain has no kd_mm.Digits'
 
 
 def test_safetensors_hold_the_same_and_are_read_by_our_tools(averaged, monkeypatch):

@@ -60,7 +60,7 @@ def test_training_leaves_checkpoints_curves_and_a_deployable_network(work_dir):
     for written in ('epoch_1.pth', 'learning_curves.png', 'model.pth', 'config.py'):
         assert written in closing
     assert 'mim test mmpretrain' in closing
-    assert 'kd_mm must be installed: mmpretrain has no kd_mm.CIFARResNet, kd_mm.Digits' in closing
+    assert 'needs kd_mm installed: mmpretrain has no kd_mm.CIFARResNet, kd_mm.Digits' in closing
     train_log = [row for row in scalars(work_dir) if 'loss_bake' in row]
     assert train_log
     assert all(row['loss_bake'] > 0 for row in train_log)

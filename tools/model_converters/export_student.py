@@ -47,7 +47,7 @@ def main() -> None:
     print(f'logits of the plain model differ by at most {done.difference:.1e}')
     print(f'wrote {done.weights}\nwrote {done.config}')
     if done.needs:
-        print(f'to run it, kd_mm must be installed: mmpretrain has no {", ".join(done.needs)}')
+        print(f'config.py needs kd_mm installed: mmpretrain has no {", ".join(done.needs)}')
 
 
 if __name__ == '__main__':

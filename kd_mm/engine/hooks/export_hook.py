@@ -53,14 +53,14 @@ class ExportHook(Hook):
             lines.append(f'  {done.weights}, {done.config}')
         worst = max(done.difference for done in exports.values())
         done = next(iter(exports.values()))
-        if needs := {name for done in exports.values() for name in done.needs}:
-            lines.append(
-                f'    to run it, kd_mm must be installed: mmpretrain has no '
-                f'{", ".join(sorted(needs))}'
-            )
-        lines += [
+        lines.append(
             '    plain mmpretrain weights and config; their logits differ from the trained '
-            f"network's by at most {worst:.1e}",
+            f"network's by at most {worst:.1e}"
+        )
+        if needs := {name for done in exports.values() for name in done.needs}:
+            listed = ', '.join(sorted(needs))
+            lines.append(f'    config.py needs kd_mm installed: mmpretrain has no {listed}')
+        lines += [
             'Next, evaluate with mmpretrain or with our tool, or start another training from it:',
             f'  mim test mmpretrain {done.config} --checkpoint {done.weights}',
             f'  python tools/test.py {done.config} {done.weights}',
