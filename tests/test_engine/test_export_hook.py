@@ -150,11 +150,11 @@ def test_an_average_is_told_from_the_weights_without_it(finished):
         assert same(choose_weights(checkpoint, ema=False), trained)
 
 
-@pytest.mark.parametrize('ema', [True, False])
-def test_each_checkpoint_exports_what_its_model_predicts(finished, ema, tmp_path):
+def test_each_checkpoint_exports_what_its_model_predicts(finished, tmp_path):
     init_default_scope('mmpretrain')
     images = torch.randn(3, 3, 32, 32)
-    for path in [finished.work_dir / 'epoch_1.pth', *finished.work_dir.glob('best_*.pth')]:
+    best = next(finished.work_dir.glob('best_*.pth'))
+    for path, ema in ((finished.work_dir / 'epoch_1.pth', False), (best, True)):
         state = choose_weights(load_checkpoint(path), ema)
         done = export_student(finished.cfg, state, tmp_path)
         assert set(re.findall(r'[\w.]*kd_mm[\w.]*', done.config.read_text())) == {
