@@ -10,6 +10,7 @@ from mmpretrain.structures import DataSample
 from kd_mm.models.algorithms import CohortDataPreprocessor, base
 from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.registry import MODELS
+from kd_mm.utils import benchmark
 from tests.references import batch_ensemble as reference
 
 NUM_CLASSES = 5
@@ -280,3 +281,75 @@ def test_the_initialisation_of_each_student_is_run():
 def test_refusals_name_the_value_and_the_fix(kwargs, error, message):
     with pytest.raises(error, match=message):
         build(**kwargs)
+
+
+def step_of(model, images, samples):
+    """Return the losses, gradients and buffers of a step."""
+    torch.manual_seed(1)  # of drop path
+    losses = model(images, samples, mode='loss')
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return losses, gradients, dict(model.named_buffers())
+
+
+def deep_student(out_indices=(2, 3)):
+    cfg = student('ResNet', in_channels=512, head='kd_mm.BAKEHead')
+    cfg['backbone'] |= {
+        'depth': 18, 'out_indices': out_indices, 'drop_path_rate': 0.5, 'norm_eval': False,
+    }  # fmt: skip
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ('type', 'students', 'settings'),
+    [
+        ('kd_mm.DML', 2, {}),
+        ('kd_mm.KDCL', 2, {'target': 'general'}),
+        ('kd_mm.FFSD', 3, {'img_size': 64}),
+    ],
+)
+def test_backbones_computed_again_give_the_same_step(type, students, settings):
+    names = ['a', 'b', 'leader'][:students]
+    images, samples = batch()
+    images = images.repeat(1, 3, 2, 2)
+    steps = {}
+    for with_cp in (False, True):
+        cfg = {name: deep_student() for name in names}
+        init_default_scope('mmpretrain')
+        torch.manual_seed(0)
+        model = MODELS.build({'type': type, 'students': cfg, 'with_cp': with_cp, **settings})
+        steps[with_cp] = step_of(model.train(), images, samples)
+    for plain, again in zip(steps[False], steps[True], strict=True):
+        assert plain.keys() == again.keys()
+        for key, value in plain.items():
+            assert torch.equal(value, again[key]), key
+    tracked = steps[True][2]['students.a.backbone.bn1.num_batches_tracked']
+    assert tracked == 1
+
+
+def test_backbones_computed_again_hold_one_students_activations():
+    images, samples = batch(num_images=8)
+    images = images.repeat(1, 3, 3, 3)
+    peaks = {}
+    for count, with_cp in ((1, False), (3, False), (3, True)):
+        students = {name: deep_student() for name in 'abc'[:count]}
+        model = build(students, 'kd_mm.KDCL', target='min_logit', with_cp=with_cp)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)  # there in all cases
+        peaks[count, with_cp] = benchmark._cpu_rise(lambda m=model: step_of(m, images, samples))
+    assert peaks[3, True] < 1.3 * peaks[1, False] < peaks[3, False] / 1.7
+
+
+def test_a_backbone_in_evaluation_mode_keeps_its_statistics_when_computed_again():
+    images, samples = batch()
+    images = images.repeat(1, 3, 1, 1)
+    gradients = []
+    for with_cp in (False, True):
+        cfg = {name: deep_student() for name in 'ab'}
+        for one in cfg.values():
+            one['backbone']['norm_eval'] = True
+        model = build(cfg, with_cp=with_cp).train()
+        gradients.append(step_of(model, images, samples)[1])
+        assert model.students['a'].backbone.bn1.momentum == 0.1
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][key], rtol=0, atol=0)
