@@ -474,7 +474,7 @@ def test_types_of_ours_have_the_prefix_and_resolve(path):
     cfg = load(path).to_dict()
     registries = [r for r in vars(mmengine_registry).values() if isinstance(r, Registry)]
     ours = {node['type'] for _, node in typed(cfg) if node['type'].startswith('kd_mm.')}
-    assert {'kd_mm.LearningCurveHook', 'kd_mm.ExportHook'} <= ours
+    assert {'kd_mm.LossGuardHook', 'kd_mm.LearningCurveHook', 'kd_mm.ExportHook'} <= ours
     for name in ours:
         assert any(registry.get(name) for registry in registries), name
     check_types(cfg)  # unprefixed types of ours, unknown options
@@ -797,6 +797,7 @@ def test_vanilla_swin_is_the_stock_recipe_on_fewer_gpus(network):
         'custom_imports.allow_failed_imports',
         'custom_hooks.0.type',
         'custom_hooks.1.type',
+        'custom_hooks.2.type',
     }
     assert theirs.keys() <= ours.keys()
 

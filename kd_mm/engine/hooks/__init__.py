@@ -4,6 +4,7 @@ from .checkpoint_guard_hook import CheckpointGuardHook
 from .export_hook import ExportHook
 from .generalization_weights_hook import GeneralizationWeightsHook
 from .learning_curve_hook import LearningCurveHook
+from .loss_guard_hook import LossGuardHook
 from .loss_weight_ramp_hook import LossWeightRampHook
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     'ExportHook',
     'GeneralizationWeightsHook',
     'LearningCurveHook',
+    'LossGuardHook',
     'LossWeightRampHook',
 ]

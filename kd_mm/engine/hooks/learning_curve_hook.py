@@ -18,21 +18,26 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     """Return the running mean over the last ``width`` values, fewer at the start.
 
     Args:
-        values: (n,) numbers.
+        values: (n,) numbers; those that are not finite (a skipped step's) count for nothing.
         width: Number of values per mean, at least 1.
 
     Returns:
-        (n,) means.
+        (n,) means; NaN where no value is finite.
 
     Examples:
         >>> import numpy as np
         >>> smooth(np.array([4.0, 2.0, 0.0, 0.0]), width=2)
         array([4., 3., 1., 0.])
+        >>> smooth(np.array([np.nan, 4.0, np.inf, 2.0]), width=2)
+        array([nan,  4.,  4.,  2.])
     """
-    total = np.cumsum(np.concatenate([[0.0], values]))
+    finite = np.isfinite(values)
+    total = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
+    count = np.cumsum(np.concatenate([[0], finite]))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - width, 0)
-    return (total[end] - total[start]) / (end - start)
+    counted = count[end] - count[start]
+    return (total[end] - total[start]) / np.where(counted, counted, np.nan)
 
 
 @HOOKS.register_module()
