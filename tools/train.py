@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import CheckpointGuardHook
-from kd_mm.utils import launch, preflight
+from kd_mm.utils import failures, launch, preflight
 from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
 
 
@@ -73,11 +73,12 @@ def train(args: argparse.Namespace) -> None:
             preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
     except preflight.USER_ERRORS as error:
         sys.exit(f'error: {error}')
-    launch.use_gloo_without_gpu(cfg)
-    launch.hold_freed_memory()
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.register_hook(CheckpointGuardHook())
-    runner.train()
+    with failures.one_sentence(cfg.work_dir):
+        launch.use_gloo_without_gpu(cfg)
+        launch.hold_freed_memory()
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.register_hook(CheckpointGuardHook())
+        runner.train()
 
 
 def main() -> None:

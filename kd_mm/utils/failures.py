@@ -1,0 +1,127 @@
+"""What ends a run, in one sentence, with the way to go on."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.logging import MMLogger
+
+from kd_mm.utils.launch import is_first_process
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MEMORY = (
+    'most likely the machine ran out of memory; use fewer workers '
+    '(train_dataloader.num_workers) or smaller batches'
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which clusters send before they end a job."""
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in a sentence what has ended a run, and the likely fix.
+
+    Args:
+        error: What training raised.
+
+    Returns:
+        The sentence without its full stop, or None where the traceback has to tell.
+
+    Examples:
+        >>> explain(FileNotFoundError(2, 'No such file or directory', 'a.png'))
+        "[Errno 2] No such file or directory: 'a.png'"
+        >>> explain(RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '))
+        'DataLoader worker (pid 7) is killed by signal: Killed; most likely the machine ran out \
+of memory; use fewer workers (train_dataloader.num_workers) or smaller batches'
+        >>> explain(KeyError('a mistake in the program'))
+    """
+    text = str(error).strip().rstrip('.')
+    lines = text.splitlines() or ['']
+    if isinstance(error, KeyboardInterrupt):
+        signal_ = 'SIGTERM' if isinstance(error, Terminated) else 'Ctrl-C'
+        return f'the run was stopped by {signal_}'
+    # A worker's error holds its own traceback as text, whose last line says what it was.
+    if lines[0].startswith('Caught ') and 'DataLoader worker' in lines[0]:
+        return f"a data loader's worker failed: {lines[-1]}"
+    if isinstance(error, FloatingPointError):
+        return text
+    if isinstance(error, OSError):
+        full = error.errno in FULL
+        return f'{text}; free some space, or keep fewer checkpoints' if full else text
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return (
+            f'{lines[0]}; use smaller batches (train_dataloader.batch_size, and '
+            'optim_wrapper.accumulative_counts for the same sum) or --amp'
+        )
+    if isinstance(error, RuntimeError) and text.startswith('DataLoader worker'):
+        return f'{text}; {MEMORY}'
+    if isinstance(error, RuntimeError) and 'PytorchStreamWriter failed' in text:
+        return 'a file could not be written to its end; most likely the disk is full'
+    return None
+
+
+@contextmanager
+def one_sentence(work_dir: str) -> Iterator[None]:
+    """Turn what ends a run into one sentence on the console and an exit code.
+
+    The traceback goes to the log file. What :func:`explain` does not know passes unchanged.
+    SIGTERM ends a run as Ctrl-C does; where several processes train together it keeps its
+    meaning, since their launcher sends it to those whose peer has failed.
+
+    Args:
+        work_dir: Where the run keeps its checkpoints.
+
+    Raises:
+        SystemExit: With 130 after Ctrl-C, 143 after SIGTERM, else 1.
+    """
+    alone = os.environ.get('WORLD_SIZE', os.environ.get('SLURM_NTASKS', '1')) == '1'
+    before = signal.signal(signal.SIGTERM, _terminate) if alone else None
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        _log_traceback(error)
+        # All ranks meet the first two; anything else, the rank to which it happens.
+        if is_first_process() or not isinstance(error, (FloatingPointError, KeyboardInterrupt)):
+            print(f'error: {sentence}. {_way_on(work_dir)}', file=sys.stderr)
+        code = {Terminated: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}
+        raise SystemExit(int(code.get(type(error), 1))) from None
+    finally:
+        if alone:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _way_on(work_dir: str) -> str:
+    """Say how to go on."""
+    note = Path(work_dir) / 'last_checkpoint'
+    latest = Path(note.read_text().strip()) if note.is_file() else None
+    if latest is None or not latest.exists():
+        return f'There is no checkpoint in {work_dir} yet; start again with the same command.'
+    return f'The last checkpoint is {latest}; repeat the command with --resume to go on from it.'
+
+
+def _log_traceback(error: BaseException) -> None:
+    """Write the traceback into the log files of the run, and not on the console."""
+    logger = MMLogger.get_current_instance()
+    trace = (type(error), error, error.__traceback__)
+    record = logger.makeRecord(
+        logger.name, logging.ERROR, __file__, 0, 'the run ended here', (), trace
+    )
+    loud, logging.raiseExceptions = logging.raiseExceptions, False  # the disk may be full
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    logging.raiseExceptions = loud

@@ -1,0 +1,216 @@
+"""What ends a run says so in one sentence, and the run goes on with --resume."""
+
+import errno
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, TRANSFORMS
+from mmengine.runner import Runner
+
+from tests.conftest import REPO
+
+BREAKS_IN_EPOCH = 2
+
+
+def main_of(name):
+    spec = importlib.util.spec_from_file_location(name, REPO / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@HOOKS.register_module(force=True)
+class Breaker(Hook):
+    """Does its harm once, at the start of the second epoch."""
+
+    harm = None
+
+    def before_train_epoch(self, runner):
+        if runner.epoch + 1 == BREAKS_IN_EPOCH and self.harm:
+            harm, Breaker.harm = self.harm, None
+            harm(runner)
+
+
+@TRANSFORMS.register_module(force=True)
+class DyingWith:
+    """Kills its own process once a file is there."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def __call__(self, results):
+        if self.path.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return results
+
+
+def no_space(runner):
+    """The next checkpoint meets a full disk."""
+    save = Runner.save_checkpoint
+
+    def fail(self, *args, **kwargs):
+        Runner.save_checkpoint = save
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'epoch_2.pth')
+
+    Runner.save_checkpoint = fail
+
+
+def not_a_number(runner):
+    torch.nn.init.constant_(runner.model.head.fc.weight, float('inf'))
+
+
+HARMS = {
+    'full disk': (
+        no_space,
+        1,
+        r"[Errno 28] No space left on device: 'epoch_2.pth'; free some space, or keep fewer",
+    ),
+    'vanished file': (
+        lambda runner: Path(runner.cfg.picture).unlink(),
+        1,
+        "a data loader's worker failed: FileNotFoundError: [Errno 2] No such file or directory: ",
+    ),
+    'dead worker': (
+        lambda runner: Path(runner.cfg.trigger).touch(),
+        1,
+        '; most likely the machine ran out of memory; use fewer workers',
+    ),
+    'Ctrl-C': (
+        lambda runner: os.kill(os.getpid(), signal.SIGINT),
+        130,
+        'the run was stopped by Ctrl-C. ',
+    ),
+    'SIGTERM': (
+        lambda runner: os.kill(os.getpid(), signal.SIGTERM),
+        143,
+        'the run was stopped by SIGTERM. ',
+    ),
+    'NaN': (not_a_number, 1, 'not finite in epoch 2, iteration 5: loss = nan. Weights are'),
+}
+
+
+def write_picture(path):
+    cv2.imwrite(str(path), np.full((16, 16, 3), 128, np.uint8))
+
+
+@pytest.fixture
+def config(tmp_path, image_folder):
+    """Three epochs of four iterations, one worker, on pictures that are read anew each time."""
+    picture = tmp_path / 'own' / 'train_0.JPEG'
+    picture.parent.mkdir()
+    write_picture(picture)
+    listed = (image_folder / 'meta' / 'train.txt').read_text().splitlines()[1:]
+    annotation = tmp_path / 'train.txt'
+    lines = [f'{picture} 0', *(f'{image_folder}/train/{line}' for line in listed)]
+    annotation.write_text('\n'.join(lines) + '\n')
+    pipeline = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'DyingWith', 'path': str(tmp_path / 'die')},
+        {'type': 'Resize', 'scale': 16},
+        {'type': 'PackInputs'},
+    ]
+    loader = {
+        'batch_size': 4,
+        'num_workers': 1,
+        'persistent_workers': False,
+        'prefetch_factor': 1,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'dataset': {
+            'type': 'CustomDataset',
+            'data_root': '',
+            'ann_file': str(annotation),
+            'pipeline': pipeline,
+        },
+    }
+    cfg = Config(
+        {
+            'default_scope': 'mmpretrain',
+            'custom_imports': {'imports': ['kd_mm'], 'allow_failed_imports': False},
+            'experiment_name': tmp_path.name,  # or runs of one second share a logger
+            'picture': str(picture),
+            'trigger': str(tmp_path / 'die'),
+            'model': {
+                'type': 'ImageClassifier',
+                'backbone': {'type': 'kd_mm.CIFARResNet', 'depth': 8},
+                'neck': {'type': 'GlobalAveragePooling'},
+                'head': {'type': 'LinearClsHead', 'num_classes': 4, 'in_channels': 64},
+            },
+            'train_dataloader': loader,
+            'train_cfg': {'by_epoch': True, 'max_epochs': 3},
+            'optim_wrapper': {'optimizer': {'type': 'SGD', 'lr': 0.01}},
+            'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1}},
+            'custom_hooks': [{'type': 'kd_mm.LossGuardHook'}, {'type': 'Breaker'}],
+        }
+    )
+    cfg.dump(tmp_path / 'config.py')
+    return tmp_path / 'config.py'
+
+
+@pytest.mark.parametrize('name', HARMS)
+def test_one_sentence_then_resume(name, config, tmp_path, monkeypatch, capsys):
+    harm, code, sentence = HARMS[name]
+    monkeypatch.setattr(Breaker, 'harm', staticmethod(harm))
+    work_dir = tmp_path / 'work'
+    command = ['train.py', str(config), '--work-dir', str(work_dir)]
+    monkeypatch.setattr(sys, 'argv', command)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        main_of('train')()
+    assert caught.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    console = capsys.readouterr()
+    (line,) = [line for line in console.err.splitlines() if line.startswith('error: ')]
+    assert sentence in line
+    latest = work_dir / 'epoch_1.pth'
+    assert line.endswith(
+        f'The last checkpoint is {latest}; repeat the command with --resume to go on from it.'
+    )
+    assert 'Traceback' not in console.err + console.out
+    log = next(work_dir.glob('*/*.log')).read_text()
+    assert 'the run ended here\nTraceback (most recent call last):' in log
+
+    (tmp_path / 'die').unlink(missing_ok=True)
+    write_picture(tmp_path / 'own' / 'train_0.JPEG')
+    monkeypatch.setattr(sys, 'argv', [*command, '--resume'])
+    main_of('train')()
+    assert (work_dir / 'epoch_3.pth').exists()
+    assert 'resumed epoch: 1' in capsys.readouterr().out
+
+
+def test_before_the_first_checkpoint_there_is_none_to_go_on_from(
+    config, tmp_path, monkeypatch, capsys
+):
+    picture = tmp_path / 'own' / 'train_0.JPEG'
+    picture.unlink()
+    monkeypatch.setattr(
+        sys, 'argv', ['train.py', str(config), '--work-dir', str(tmp_path / 'work')]
+    )
+    with pytest.raises(SystemExit):
+        main_of('train')()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(picture) in line
+    assert line.endswith(
+        f'There is no checkpoint in {tmp_path}/work yet; start again with the same command.'
+    )
+
+
+def test_what_is_not_known_keeps_its_traceback(config, tmp_path, monkeypatch):
+    def mistake(runner):
+        raise KeyError('a mistake')
+
+    monkeypatch.setattr(Breaker, 'harm', staticmethod(mistake))
+    monkeypatch.setattr(
+        sys, 'argv', ['train.py', str(config), '--work-dir', str(tmp_path / 'work')]
+    )
+    with pytest.raises(KeyError, match='a mistake'):
+        main_of('train')()
