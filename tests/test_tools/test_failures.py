@@ -104,7 +104,7 @@ def write_picture(path):
 
 @pytest.fixture
 def config(tmp_path, image_folder):
-    """Three epochs of four iterations, one worker, on pictures that are read anew each time."""
+    """Three epochs of four iterations, on pictures that are read anew each time."""
     picture = tmp_path / 'own' / 'train_0.JPEG'
     picture.parent.mkdir()
     write_picture(picture)
@@ -120,9 +120,8 @@ def config(tmp_path, image_folder):
     ]
     loader = {
         'batch_size': 4,
-        'num_workers': 1,
+        'num_workers': 0,
         'persistent_workers': False,
-        'prefetch_factor': 1,
         'sampler': {'type': 'DefaultSampler', 'shuffle': False},
         'dataset': {
             'type': 'CustomDataset',
@@ -160,7 +159,9 @@ def test_one_sentence_then_resume(name, config, tmp_path, monkeypatch, capsys):
     harm, code, sentence = HARMS[name]
     monkeypatch.setattr(Breaker, 'harm', staticmethod(harm))
     work_dir = tmp_path / 'work'
-    command = ['train.py', str(config), '--work-dir', str(work_dir)]
+    workers = int(name in ('vanished file', 'dead worker'))
+    options = [f'train_dataloader.num_workers={workers}', 'train_dataloader.persistent_workers=0']
+    command = ['train.py', str(config), '--work-dir', str(work_dir), '--cfg-options', *options]
     monkeypatch.setattr(sys, 'argv', command)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
