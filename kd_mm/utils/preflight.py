@@ -3,13 +3,28 @@
 import difflib
 import inspect
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mmengine import registry as roots
 from mmengine.config import Config
 from mmengine.device import is_cuda_available
-from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, Registry, init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    MODELS,
+    DefaultScope,
+    Registry,
+    init_default_scope,
+)
 from mmengine.runner import find_latest_checkpoint
 
 import kd_mm.registry
@@ -21,6 +36,17 @@ from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 PREFIX = f'{kd_mm.registry.SCOPE}.'
+# Registries whose types take their options as they are written, and what is taken out before.
+CHECKED = {
+    'model': (),
+    'dataset': (),
+    'transform': (),
+    'metric': (),
+    'data sampler': (),
+    'hook': ('priority',),
+    'parameter scheduler': ('convert_to_iter_based',),
+}
+NO_REGISTRY = ('clip_grad', 'targets')  # whose type is no name of a registry
 
 
 def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -48,6 +74,8 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
             'out --amp'
         )
     check_parts(cfg)
+    if cfg.get('work_dir') is not None:
+        check_work_dir(cfg.work_dir)
     path = cfg.get('load_from')
     if cfg.get('resume') and path is None:
         path = find_latest_checkpoint(cfg.work_dir)
@@ -55,10 +83,13 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
     if path is not None:
         found = load_checkpoint(path)['state_dict']
     model = None
-    if found is not None or 'students' in cfg.model:
+    by_part = 'train_dataloader' in loaders and (cfg.get('optim_wrapper') or {}).get('parts')
+    if found is not None or 'students' in cfg.model or by_part:
         preprocessor = cfg.get('data_preprocessor')
         default = {} if preprocessor is None else {'data_preprocessor': preprocessor}
         model = bare_model(MODELS.build({**default, **cfg.model}))
+    if by_part:
+        build_optim_wrapper(model, deepcopy(cfg.optim_wrapper))
     datasets = {n: check_dataloader(cfg, n) for n in loaders if cfg.get(n) is not None}
     if found is not None:
         check_keys((name.removeprefix('module.') for name in found), model.state_dict(), path)
@@ -104,7 +135,7 @@ def options(cls: type) -> set[str]:
 
 
 def check_types(node: Any, path: str = '') -> None:
-    """Check each type of ours in a config, and its options, by name.
+    """Check each type in a config, and its options, by name.
 
     Args:
         node: A config or a part of it.
@@ -112,12 +143,16 @@ def check_types(node: Any, path: str = '') -> None:
 
     Raises:
         ValueError: If a type does not exist, or lacks its prefix.
-        TypeError: If a type has no such option.
+        TypeError: If a type has no such option. Of a type of another project that takes what it
+            likes (``**kwargs``), options are its own affair.
 
     Examples:
         >>> check_types({'head': {'type': 'kd_mm.BAKEHead', 'omga': 0.5}})
         Traceback (most recent call last):
         TypeError: head: kd_mm.BAKEHead has no option omga; did you mean omega?
+        >>> check_types({'backbone': {'type': 'mmpretrain.ResNett'}})
+        Traceback (most recent call last):
+        ValueError: backbone: no mmpretrain.ResNett is registered; did you mean ResNet?
     """
     if isinstance(node, (list, tuple)):
         for index, part in enumerate(node):
@@ -143,6 +178,7 @@ def _check_type(node: Mapping, path: str) -> None:
             f'instead of {name!r}'
         )
     if not name.startswith(PREFIX):
+        _check_other(node, path)
         return
     short = name.removeprefix(PREFIX)
     if short not in ours:
@@ -153,6 +189,75 @@ def _check_type(node: Mapping, path: str) -> None:
             raise TypeError(f'{path}: {name} has no option {key}{_guess(key, list(known))}')
     if issubclass(ours[short], BAKEMixin):
         MODELS.build(node)  # a head is small, and knows the ranges of its options
+
+
+def _check_other(node: Mapping, path: str) -> None:
+    """Check a typed dict of MMEngine, MMCV, mmpretrain or a fourth project."""
+    name = node['type']
+    default = DefaultScope.get_current_instance()
+    scope = node.get('_scope_') or (default.scope_name if default else 'mmpretrain')
+    kind = re.sub(r'\[\d+\]', '', path).rpartition('.')[2]
+    if kind in NO_REGISTRY:
+        return
+    found = {}  # one name may be a data set and a metric
+    _import_scope(scope)
+    for registry in _root_registries():
+        found[registry.name] = registry.children.get(scope, registry).get(name)
+    found = {registry: part for registry, part in found.items() if part is not None}
+    if not found:
+        known = _known_names()
+        near = difflib.get_close_matches(name.rpartition('.')[2], known, n=1)
+        hint = (
+            f'did you mean {known[near[0]]}?'
+            if near
+            else 'install what it needs, or import the module that registers it: '
+            'custom_imports=dict(imports=[...], allow_failed_imports=False)'
+        )
+        raise ValueError(f'{path}: no {name} is registered; {hint}')
+    errors = [_unknown_option(node, registry, part) for registry, part in found.items()]
+    if None not in errors and not kind.endswith('_cfg'):  # builders of layers take more
+        raise TypeError(f'{path}: {name} has no option {errors[0]}')
+
+
+def _unknown_option(node: Mapping, registry: str, part: Any) -> str | None:
+    """Return the first option that a class does not take, with a hint, if that can be told."""
+    if not inspect.isclass(part) or registry not in CHECKED:
+        return None
+    parameters = inspect.signature(part).parameters
+    if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    known = {*parameters, *CHECKED[registry]}
+    unknown = [key for key in node if key not in known and key not in ('type', '_scope_')]
+    return f'{unknown[0]}{_guess(unknown[0], list(known))}' if unknown else None
+
+
+@cache
+def _import_scope(scope: str) -> None:
+    """Make the registries of a project known to their parents, as MMEngine does in building."""
+    with suppress(ImportError):
+        import_module(f'{scope}.registry')
+
+
+@cache
+def _root_registries() -> list[Registry]:
+    """Return each registry that has no parent: MMEngine's, and what mmpretrain has beside them."""
+    from mmpretrain import registry as theirs
+
+    found = [r for module in (roots, theirs) for r in vars(module).values()]
+    found = [r for r in found if isinstance(r, Registry) and r.parent is None]
+    return list(dict.fromkeys(found))
+
+
+def _known_names() -> dict[str, str]:
+    """Return how each registered type is written in a config, by its own name."""
+    names: dict[str, str] = {}
+    registries = list(_root_registries())
+    while registries:
+        registry = registries.pop()
+        registries += registry.children.values()
+        prefix = '' if registry.scope in ('mmengine', 'mmpretrain') else f'{registry.scope}.'
+        names |= {name: prefix + name for name in registry.module_dict}
+    return names
 
 
 def check_parts(cfg: Config) -> None:
@@ -186,6 +291,32 @@ def check_parts(cfg: Config) -> None:
             'schedules by part must have the parts of the optimizer, but param_scheduler has '
             f'{", ".join(schedules)} and optim_wrapper.parts has {", ".join(parts)}'
         )
+
+
+def check_work_dir(work_dir: str) -> Path:
+    """Check that a run can write its files.
+
+    Args:
+        work_dir: A folder that may not exist yet.
+
+    Returns:
+        The folder, or the one above it that exists.
+
+    Raises:
+        OSError: If it cannot be made or written to.
+    """
+    above = Path(work_dir).absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise NotADirectoryError(
+            f'the work dir must be a folder, but {above} is a file; choose another --work-dir'
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f'the work dir must be writable, but {above} is not; choose another --work-dir'
+        )
+    return above
 
 
 def _num_classes(model: Mapping) -> int | None:

@@ -6,6 +6,7 @@ import cv2
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from kd_mm.utils.preflight import USER_ERRORS, check_config, check_parts, check_types, options
 from tests.conftest import REPO, run_tool
@@ -129,7 +130,7 @@ def test_an_empty_class_folder(image_folder, tmp_path):
 
 
 def test_an_unreadable_image_is_named_with_its_path(image_folder, tmp_path):
-    from mmengine.registry import DATASETS, init_default_scope
+    from mmengine.registry import DATASETS
 
     root = shutil.copytree(image_folder, tmp_path / 'data')
     broken = next((root / 'train').glob('*/*.JPEG'))
@@ -290,3 +291,65 @@ def test_a_student_is_checked_with_the_recipe_that_it_changes():
     student['head']['omga'] = 0.5
     with pytest.raises(TypeError, match=r'students\.a\.head: kd_mm.BAKEHead has no option omga'):
         check_types({'students': {'a': student}})
+
+
+FFSD = 'configs/ffsd/ffsd_resnet20_1xb64_digits.py'
+
+
+@pytest.mark.parametrize(
+    ('config', 'options_', 'error', 'message'),
+    [
+        (
+            PAIR,
+            {'model__students__wrn16_1__neck__type': 'GlobalAveragePoling'},
+            ValueError,
+            r'students\.wrn16_1\.neck: no GlobalAveragePoling .*; did you mean GlobalAveragePool',
+        ),
+        (
+            DIGITS,
+            {'val_evaluator__type': 'Acuracy'},
+            ValueError,
+            r'val_evaluator: no Acuracy is registered; did you mean Accuracy\?',
+        ),
+        (
+            DIGITS,
+            {'default_hooks__logger__type': 'LossGuardHok'},
+            ValueError,
+            r'default_hooks\.logger: no LossGuardHok .*; did you mean kd_mm\.LossGuardHook\?',
+        ),
+        (
+            DIGITS,
+            {'optim_wrapper__optimizer__type': 'Xyzzy'},
+            ValueError,
+            r'optim_wrapper\.optimizer: no Xyzzy is registered; install what it needs, or import',
+        ),
+        (
+            DIGITS,
+            {f'{TRAIN}__dataset__pipeline__1__paddings': 1},
+            TypeError,
+            r'pipeline\[1\]: RandomCrop has no option paddings; did you mean padding\?',
+        ),
+        (
+            FFSD,
+            {'optim_wrapper__parts__fusion__prefix': 'fusoin'},
+            ValueError,
+            r"parts\.fusion: prefix must name a module of the model, but got 'fusoin'; did you",
+        ),
+        (DIGITS, {'work_dir': '/dev/null/a/b'}, NotADirectoryError, '/dev/null is a file'),
+    ],
+)
+def test_mistakes_that_were_tracebacks(config, options_, error, message):
+    refused(config, error, message, **options_)
+
+
+def test_a_work_dir_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr('os.access', lambda path, mode: path != tmp_path)
+    refused(DIGITS, PermissionError, f'{tmp_path} is not; choose', work_dir=f'{tmp_path}/a/b')
+
+
+def test_one_name_of_two_registries_takes_the_options_of_either():
+    """COCOCaption is a metric, and where its data set is installed a data set, too."""
+    with pytest.raises(TypeError, match='COCOCaption has no option an_file; did you mean ann_f'):
+        check_types({'type': 'COCOCaption', 'an_file': 'a.json'})
+    check_types({'norm_cfg': {'type': 'SyncBN', 'requires_grad': True}})
+    check_types({'clip_grad': {'type': 'norm', 'max_norm': 1}})
