@@ -86,7 +86,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
     by_part = 'train_dataloader' in loaders and (cfg.get('optim_wrapper') or {}).get('parts')
     if found is not None or 'students' in cfg.model or by_part:
         preprocessor = cfg.get('data_preprocessor')
-        default = {} if preprocessor is None else {'data_preprocessor': preprocessor}
+        default = {} if preprocessor is None else {'data_preprocessor': deepcopy(preprocessor)}
         model = bare_model(MODELS.build({**default, **cfg.model}))
     if by_part:
         build_optim_wrapper(model, deepcopy(cfg.optim_wrapper))
@@ -194,16 +194,10 @@ def _check_type(node: Mapping, path: str) -> None:
 def _check_other(node: Mapping, path: str) -> None:
     """Check a typed dict of MMEngine, MMCV, mmpretrain or a fourth project."""
     name = node['type']
-    default = DefaultScope.get_current_instance()
-    scope = node.get('_scope_') or (default.scope_name if default else 'mmpretrain')
     kind = re.sub(r'\[\d+\]', '', path).rpartition('.')[2]
     if kind in NO_REGISTRY:
         return
-    found = {}  # one name may be a data set and a metric
-    _import_scope(scope)
-    for registry in _root_registries():
-        found[registry.name] = registry.children.get(scope, registry).get(name)
-    found = {registry: part for registry, part in found.items() if part is not None}
+    found = find_type(node)
     if not found:
         known = _known_names()
         near = difflib.get_close_matches(name.rpartition('.')[2], known, n=1)
@@ -229,6 +223,22 @@ def _unknown_option(node: Mapping, registry: str, part: Any) -> str | None:
     known = {*parameters, *CHECKED[registry]}
     unknown = [key for key in node if key not in known and key not in ('type', '_scope_')]
     return f'{unknown[0]}{_guess(unknown[0], list(known))}' if unknown else None
+
+
+def find_type(node: Mapping) -> dict[str, Any]:
+    """Return what the type of a dict stands for; one name may be a data set and a metric.
+
+    Args:
+        node: A typed dict of a config.
+
+    Returns:
+        dict[str, Any]: Name of a registry -> what it builds of the type.
+    """
+    default = DefaultScope.get_current_instance()
+    scope = node.get('_scope_') or (default.scope_name if default else 'mmpretrain')
+    _import_scope(scope)
+    found = {r.name: r.children.get(scope, r).get(node['type']) for r in _root_registries()}
+    return {registry: part for registry, part in found.items() if part is not None}
 
 
 @cache

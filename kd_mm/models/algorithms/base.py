@@ -165,14 +165,18 @@ class BaseCohort(BaseModel):
         """Initialise the students; refuse a checkpoint that fits nothing, warn of equal starts."""
         self.check_checkpoints()
         super().init_weights()
-        for (first, a), (second, b) in combinations(self.students.items(), 2):
-            if _equal(a, b):
-                print_log(
-                    f'students {first} and {second} start with identical weights and will stay '
-                    'alike; give them different init_cfg or leave it to chance',
-                    logger='current',
-                    level=WARNING,
-                )
+        for first, second in self.equal_students():
+            print_log(
+                f'students {first} and {second} start with identical weights and will stay '
+                'alike; give them different init_cfg or leave it to chance',
+                logger='current',
+                level=WARNING,
+            )
+
+    def equal_students(self) -> list[tuple[str, str]]:
+        """Return the pairs of students whose weights are the same, name by name."""
+        pairs = combinations(self.students.items(), 2)
+        return [(first, second) for (first, a), (second, b) in pairs if _equal(a, b)]
 
     def check_checkpoints(self) -> None:
         """Check that each checkpoint of an ``init_cfg`` has a weight for its module.
