@@ -225,7 +225,7 @@ def test_room_on_the_disk(tmp_path, monkeypatch):
         monkeypatch.setattr('shutil.disk_usage', lambda path: usage(free))
         (finding,) = rehearsal.room()
         assert finding.text.startswith(
-            f'{"the disk takes " * (finding.level == OK)}{kept} checkpoints of 1.04 MiB; '
+            f'{"the disk takes " * (finding.level == OK)}{kept} checkpoints of 1.03 MiB; '
             f'{Path.cwd()} has '
         )
         return finding.level

@@ -1,11 +1,12 @@
 """A loss that is no number stops the run before it spoils anything."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, is_distributed
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
@@ -233,14 +234,19 @@ class LossGuardHook(Hook):
             )
             if not finite
         }
-        model, parts = bare_model(runner.model), []
-        for rank, terms in enumerate(all_gather_object(mine)):
-            where = f' on rank {rank}' if is_distributed() else ''
-            named = zip(subjects(model, terms), terms.values(), strict=True)
-            parts += [f'{subject} = {value}{where}' for subject, value in named]
+        ranks = defaultdict(list)
+        everyone = all_gather_object(mine)
+        for rank, terms in enumerate(everyone):
+            for name, value in terms.items():
+                ranks[name, str(value)].append(rank)  # a NaN does not equal itself
+        named = subjects(bare_model(runner.model), (name for name, _ in ranks))
+        parts = [
+            f'{subject} = {value}{_where(on, len(everyone))}'
+            for subject, (_, value), on in zip(named, ranks, ranks.values(), strict=True)
+        ]
         return (
             f'the loss is not finite in epoch {runner.epoch + 1}, iteration {runner.iter + 1}: '
-            f'{", ".join(parts)}'
+            f'{_listed(parts)}'
         )
 
     def _stop(self, runner: Runner, more: str = '') -> None:
@@ -330,6 +336,18 @@ def subjects(model: nn.Module, names: Iterable[str]) -> list[str]:
     students = model.students if isinstance(model, BaseCohort) else ()
     split = [(name, *name.partition('/')[::2]) for name in names]
     return [f'{term} of student {s}' if s in students else name for name, s, term in split]
+
+
+def _where(ranks: list[int], count: int) -> str:
+    """Return on which of several ranks something is.
+
+    Examples:
+        >>> _where([0], 1), _where([0, 1], 2), _where([1, 2], 3)
+        ('', ' on all ranks', ' on rank 1, 2')
+    """
+    if count == 1:
+        return ''
+    return ' on all ranks' if len(ranks) == count else f' on rank {", ".join(map(str, ranks))}'
 
 
 def _listed(names: list[str]) -> str:
