@@ -1,5 +1,6 @@
 """What would fail after an hour is named in seconds, and nothing is written."""
 
+import sys
 from argparse import Namespace
 from collections import namedtuple
 from pathlib import Path
@@ -21,7 +22,7 @@ from kd_mm.utils.doctor import (
     examine_installation,
 )
 from kd_mm.utils.launch import set_dataloader_defaults
-from tests.conftest import REPO, run_tool
+from tests.conftest import REPO, run, run_tool
 
 BAKE = 'configs/bake/resnet20_1xb64_digits.py'
 MUTUAL = 'configs/kdcl/dml_resnet20-wrn16-1_1xb64_digits.py'
@@ -278,3 +279,17 @@ def test_the_tool_prints_one_line_per_check_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     done = run_tool('misc/doctor.py', cwd=tmp_path, PYTHONPATH=str(REPO))
     assert 'kd_mm' in done.stdout
+
+
+def test_packages_that_do_not_fit_are_one_line_too():
+    code = (
+        'import importlib.metadata, importlib.util, runpy\n'
+        'def absent(name): raise importlib.metadata.PackageNotFoundError(name)\n'
+        'importlib.metadata.version = absent\n'
+        'importlib.util.find_spec = lambda name: None\n'
+        f'runpy.run_path({str(REPO / "tools/misc/doctor.py")!r})'
+    )
+    done = run([sys.executable, '-c', code], check=False, PYTHONPATH=str(REPO))
+    assert done.returncode == 1
+    assert done.stdout.startswith('error:   kd_mm needs mmengine and mmcv and mmpretrain, which')
+    assert 'Traceback' not in done.stdout

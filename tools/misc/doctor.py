@@ -7,9 +7,13 @@ import argparse
 import sys
 import warnings
 
+try:
+    import kd_mm  # noqa: F401, refuses packages that do not fit; makes `kd_mm::` configs known
+except ImportError as error:
+    sys.exit(f'error:   {error}')
+
 from mmengine.config import Config
 
-import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.utils import doctor, launch, preflight
 
 
