@@ -237,8 +237,20 @@ def find_type(node: Mapping) -> dict[str, Any]:
     default = DefaultScope.get_current_instance()
     scope = node.get('_scope_') or (default.scope_name if default else 'mmpretrain')
     _import_scope(scope)
-    found = {r.name: r.children.get(scope, r).get(node['type']) for r in _root_registries()}
+    found = {r.name: _look_up(node['type'], r.children.get(scope, r)) for r in _root_registries()}
     return {registry: part for registry, part in found.items() if part is not None}
+
+
+def _look_up(name: str, registry: Registry) -> Any:
+    """Return what a registry has under a name."""
+    if '.' in name:  # a scope, or the path of a module
+        return registry.get(name)
+    while registry is not None:  # as Registry.get, which then tries to import the name
+        registry.import_from_location()
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+        registry = registry.parent
+    return None
 
 
 @cache
