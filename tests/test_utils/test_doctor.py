@@ -178,10 +178,6 @@ PIPELINE = 'val_dataloader__dataset__pipeline'
         ({'val_evaluator__topk': (1, 50)}, ['validating a batch fails']),
         ({PIPELINE: [{'type': 'Resize', 'scale': 16}]}, ['validating a batch fails']),
         (
-            {'val_dataloader__dataset__split': 'val'},
-            ["split must be 'train' or 'test'; got 'val'"],
-        ),
-        (
             {'param_scheduler': [{'type': 'MultiStepLR', 'gamma': 0.1}]},
             ['building the run fails', 'milestones'],
         ),
@@ -197,7 +193,6 @@ PIPELINE = 'val_dataloader__dataset__pipeline'
             {'model__head__loss': {'type': 'CrossEntropyLoss', 'loss_weight': float('inf')}},
             ['the first batch fails: loss must be finite'],
         ),
-        ({'train_dataloader__num_worker': 2}, ['building the run fails', 'num_worker']),
     ],
 )
 def test_what_would_fail_later(changes, words):

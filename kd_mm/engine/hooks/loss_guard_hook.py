@@ -207,11 +207,8 @@ class LossGuardHook(Hook):
             self._stop(runner, f' This is iteration {self._skips} of its kind in a row.')
         spoilt = nonfinite_names(bare_model(runner.model))
         if any(all_gather_object(spoilt)):
-            self._stop(
-                runner,
-                f' It cannot be skipped, since {_listed(spoilt) or "a weight of another rank"} '
-                'took it up in the forward pass.',
-            )
+            spoilt = _listed(spoilt) or 'a weight of another rank'
+            self._stop(runner, f' It cannot be skipped, since {spoilt} is not finite either.')
         # Of the passes whose gradients add up, those before this one are dropped, too.
         runner.optim_wrapper.zero_grad()
         print_log(
@@ -253,17 +250,18 @@ class LossGuardHook(Hook):
         """Raise the error that ends the run, on all ranks."""
         said = self._describe(runner)
         spoilt = nonfinite_names(bare_model(runner.model), buffers=False)
-        if spoilt:
-            more += (
+        if spoilt and not more:
+            more = (
                 f' Weights are not finite either ({_listed(spoilt)}): the gradient of the step '
                 'before was not, or the run began so.'
             )
         elif not _all_finite(self._watched.inputs):
             more += ' The images of the batch are not finite either: look at the data.'
+        skip = ", or skip such steps (kd_mm.LossGuardHook with on_nonfinite='skip')"
         raise FloatingPointError(
             f'{said}.{more} The step was not taken and nothing was saved after it. Lower the '
-            'learning rate or clip gradients (optim_wrapper.clip_grad.max_norm), or skip such '
-            "steps (kd_mm.LossGuardHook with on_nonfinite='skip')"
+            'learning rate or clip gradients (optim_wrapper.clip_grad.max_norm)'
+            f'{skip if self.on_nonfinite == "stop" else ""}'
         )
 
 
