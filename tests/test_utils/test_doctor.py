@@ -288,3 +288,25 @@ def test_packages_that_do_not_fit_are_one_line_too():
     assert done.returncode == 1
     assert done.stdout.startswith('error:   kd_mm needs mmengine and mmcv and mmpretrain, which')
     assert 'Traceback' not in done.stdout
+
+
+class Harm:
+    """Content of a checkpoint that leaves a file behind when it is run."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+def test_the_tool_runs_nothing_that_a_checkpoint_holds(tmp_path):
+    """Of a part's own init_cfg, too, which no check by name reads before the run is built."""
+    torch.save({'state_dict': {'a': Harm(tmp_path / 'ran')}}, tmp_path / 'a.pth')
+    start = 'model.backbone.init_cfg'
+    options = [f'{start}.type=Pretrained', f'{start}.checkpoint={tmp_path}/a.pth']
+    options = ['--cfg-options', *options, 'train_dataloader.dataset.indices=64']
+    done = run_tool('misc/doctor.py', BAKE, *options, check=False)
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith('error: ')]
+    assert not (tmp_path / 'ran').exists()

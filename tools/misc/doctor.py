@@ -15,6 +15,7 @@ except ImportError as error:
 from mmengine.config import Config
 
 from kd_mm.utils import doctor, launch, preflight
+from kd_mm.utils.checkpoint import safe_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,8 +55,9 @@ def main() -> None:
         except preflight.USER_ERRORS as error:
             show(doctor.Finding(doctor.ERROR, str(error)))
         else:
-            for finding in doctor.examine_config(cfg):
-                show(finding)
+            with safe_files(args.trust_checkpoint):
+                for finding in doctor.examine_config(cfg):
+                    show(finding)
     sys.exit(min(errors, 1))
 
 
