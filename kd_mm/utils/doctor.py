@@ -508,12 +508,12 @@ def size(count: float) -> str:
     """Return a number of bytes for people.
 
     Examples:
-        >>> size(512), size(3 * 2**20), size(2.5 * 2**30)
-        ('0.5 KiB', '3 MiB', '2.5 GiB')
+        >>> size(512), size(3 * 2**20), size(1010 * 2**20), size(2.5 * 2**30)
+        ('0.5 KiB', '3 MiB', '0.986 GiB', '2.5 GiB')
     """
     for unit in ('KiB', 'MiB', 'GiB'):
         count /= KIB
-        if count < KIB or unit == 'GiB':
+        if count < 1000 or unit == 'GiB':  # three digits are shown
             break
     return f'{count:.3g} {unit}'
 
