@@ -25,7 +25,6 @@ from mmengine.registry import (
     Registry,
     init_default_scope,
 )
-from mmengine.runner import find_latest_checkpoint
 
 import kd_mm.registry
 from kd_mm.datasets.labels import index_labels
@@ -33,6 +32,7 @@ from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
 from kd_mm.models.algorithms.base import BaseCohort, student_cfg
 from kd_mm.models.heads import BAKEMixin
 from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint
+from kd_mm.utils.resume import find_checkpoint
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 PREFIX = f'{kd_mm.registry.SCOPE}.'
@@ -78,7 +78,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
         check_work_dir(cfg.work_dir)
     path = cfg.get('load_from')
     if cfg.get('resume') and path is None:
-        path = find_latest_checkpoint(cfg.work_dir)
+        path, _ = find_checkpoint(cfg.work_dir)
     found = None
     if path is not None:
         found = load_checkpoint(path)['state_dict']

@@ -6,6 +6,8 @@ from .generalization_weights_hook import GeneralizationWeightsHook
 from .learning_curve_hook import LearningCurveHook
 from .loss_guard_hook import LossGuardHook
 from .loss_weight_ramp_hook import LossWeightRampHook
+from .safe_checkpoint_hook import SafeCheckpointHook
+from .seed_hook import SeedHook
 
 __all__ = [
     'CheckpointGuardHook',
@@ -14,4 +16,6 @@ __all__ = [
     'LearningCurveHook',
     'LossGuardHook',
     'LossWeightRampHook',
+    'SafeCheckpointHook',
+    'SeedHook',
 ]
