@@ -1,9 +1,11 @@
 """Training runs in processes of their own that are killed at a chosen moment."""
 
+import gc
 import importlib.util
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -15,11 +17,21 @@ from mmengine.hooks import Hook
 from tests.conftest import REPO
 
 KILLED = -signal.SIGKILL
-PRELOAD = ['mmpretrain', 'mmpretrain.apis', 'mmpretrain.engine', 'mmpretrain.evaluation', 'mmpretrain.visualization', 'kd_mm.utils.preflight', 'kd_mm.engine', 'kd_mm.evaluation', 'kd_mm.export', 'sklearn.datasets']
+PRELOAD = [
+    'kd_mm.engine',
+    'kd_mm.evaluation',
+    'kd_mm.utils.preflight',
+    'matplotlib.pyplot',
+    'mmpretrain.apis',
+    'mmpretrain.evaluation',
+    'mmpretrain.visualization',
+    'sklearn.datasets',
+]
 
 
 def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Kill this process and its workers, as a scheduler or a lack of memory does."""
+    os.killpg(os.getpid(), signal.SIGKILL)
 
 
 class Countdown:
@@ -95,7 +107,10 @@ class Shadow:
         return getattr(self.module, name)
 
 
-def _train(arguments, log, kill):
+def _train(arguments, log, kill, env):
+    os.setpgid(0, 0)
+    os.environ.update(env)
+    gc.freeze()  # MMEngine collects garbage whenever it loads data
     # What a user sees goes into a file: a killed process says nothing else.
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -117,14 +132,42 @@ def _train(arguments, log, kill):
     tool.main()
 
 
-def train(config, work_dir, *arguments, kill=None):
-    """Run ``tools/train.py`` and return its exit code, negative where a signal ended it."""
-    context = multiprocessing.get_context('forkserver')
+def train(config, work_dir, *arguments, kill=None, ranks=1):
+    """Run ``tools/train.py`` and return its exit code, negative where a signal ended it.
+
+    The code is that of the first rank. Where that is killed, the others are, too.
+    """
     multiprocessing.set_forkserver_preload(PRELOAD)
+    context = multiprocessing.get_context('forkserver')
     log = Path(work_dir) / 'console.txt'
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [config, '--work-dir', work_dir, *arguments]
-    process = context.Process(target=_train, args=(arguments, log, kill))
-    process.start()
-    process.join(timeout=240)
-    return process.exitcode
+    env = {'OMP_NUM_THREADS': '1'}
+    if ranks > 1:
+        arguments += ['--launcher', 'pytorch']
+        env |= {'WORLD_SIZE': str(ranks), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': _free_port()}
+    processes = [
+        context.Process(
+            target=_train,
+            args=(arguments, log, kill if rank == 0 else None, {**env, **_names(rank, ranks)}),
+        )
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    processes[0].join(timeout=240)
+    for process in processes[1:]:
+        if processes[0].exitcode != 0:
+            process.kill()
+        process.join()
+    return processes[0].exitcode
+
+
+def _names(rank, ranks):
+    return {'RANK': str(rank), 'LOCAL_RANK': str(rank)} if ranks > 1 else {}
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return str(found.getsockname()[1])
