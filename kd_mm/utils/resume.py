@@ -9,7 +9,7 @@ POINTER = 'last_checkpoint'  # the file in which MMEngine names the newest check
 NEEDED = ('meta', 'message_hub', 'optimizer')  # what a run goes on with, and best_*.pth lack
 
 
-def find_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
+def find_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
     """Find the newest checkpoint in a work dir that can be read and that a run can go on from.
 
     The one that ``last_checkpoint`` names comes first, then the others by the time of writing,
@@ -46,7 +46,7 @@ def find_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
             passed_over.append(str(error))
             continue
         if all(key in checkpoint for key in NEEDED):
-            return path, passed_over
+            return str(path), passed_over
     if passed_over:
         raise ValueError(
             f'to resume, {work_dir} must hold a checkpoint that can be read, but it holds none: '

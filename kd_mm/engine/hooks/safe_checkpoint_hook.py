@@ -123,7 +123,7 @@ class SafeCheckpointHook(Hook):
             runner.logger.warning(f'--resume passes over a checkpoint: {sentence}')
         # MMEngine itself would take what last_checkpoint names, there or not.
         runner._resume = path is not None
-        runner._load_from = None if path is None else str(path)
+        runner._load_from = path
 
     def before_train(self, runner: Runner) -> None:
         """Change how checkpoints are written, and make up for a validation that was cut off.
