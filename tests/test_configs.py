@@ -481,6 +481,13 @@ def test_types_of_ours_have_the_prefix_and_resolve(path):
 
 
 @pytest.mark.parametrize('path', PATHS)
+def test_a_stopped_run_resumes_exactly(path):
+    hooks = _load(path).default_hooks
+    assert hooks.seed.type == 'kd_mm.SeedHook'
+    assert hooks.safe_checkpoints.type == 'kd_mm.SafeCheckpointHook'
+
+
+@pytest.mark.parametrize('path', PATHS)
 def test_name_agrees_with_contents(path):
     cfg = load(path)
     _, gpus, batch, data, px = parse(path)
@@ -798,6 +805,8 @@ def test_vanilla_swin_is_the_stock_recipe_on_fewer_gpus(network):
         'custom_hooks.0.type',
         'custom_hooks.1.type',
         'custom_hooks.2.type',
+        'default_hooks.seed.type',
+        'default_hooks.safe_checkpoints.type',
     }
     assert theirs.keys() <= ours.keys()
 

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook
 
@@ -110,6 +111,7 @@ class Shadow:
 def _train(arguments, log, kill, env):
     os.setpgid(0, 0)
     os.environ.update(env)
+    np.random.seed()  # else each process starts from the state that it was forked with
     gc.freeze()  # MMEngine collects garbage whenever it loads data
     # What a user sees goes into a file: a killed process says nothing else.
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

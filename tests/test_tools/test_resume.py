@@ -145,16 +145,22 @@ def assert_same_run(actual, expected):
     assert kept[0] == kept[1]  # nothing outdated, nothing half written
 
 
-def assert_exact(tmp_path, config, kill, **kwargs):
-    """Kill a run, resume it, and compare it with one that goes through."""
+def workers(number):
+    loaders = ('train_dataloader', 'val_dataloader')
+    return ['--cfg-options', *(f'{name}.num_workers={number}' for name in loaders)]
+
+
+def assert_exact(tmp_path, config, kill, *options, **kwargs):
+    """Kill a run, resume it with other options, and compare it with one that goes through."""
     assert train(config, tmp_path / 'whole', **kwargs) == 0
     assert train(config, tmp_path / 'stopped', kill=kill, **kwargs) == KILLED
-    assert train(config, tmp_path / 'stopped', '--resume', **kwargs) == 0
+    assert train(config, tmp_path / 'stopped', '--resume', *options, **kwargs) == 0
     assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
 
 
 def test_vanilla_killed_while_a_checkpoint_is_half_written(tmp_path):
-    assert_exact(tmp_path, write(tmp_path, VANILLA, ONE), ('half written', 2))
+    """It goes on without workers."""
+    assert_exact(tmp_path, write(tmp_path, VANILLA, ONE), ('half written', 2), *workers(0))
 
 
 def test_ffsd_killed_inside_validation(tmp_path):
@@ -200,12 +206,10 @@ def general(tmp_path_factory):
     return config, folder / 'whole'
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_the_number_of_workers_makes_no_difference(general, tmp_path, workers):
+@pytest.mark.parametrize('number', [0, 1])
+def test_the_number_of_workers_makes_no_difference(general, tmp_path, number):
     config, whole = general
-    loaders = ('train_dataloader', 'val_dataloader')
-    options = [f'{name}.num_workers={workers}' for name in loaders]
-    assert train(config, tmp_path, '--cfg-options', *options) == 0
+    assert train(config, tmp_path, *workers(number)) == 0
     assert_same_run(tmp_path, whole)
 
 
