@@ -58,9 +58,9 @@ class SeededBatch(list):
 class SeededBatchSampler(Sampler):
     """Batches of another batch sampler whose images draw from seeds of their own.
 
-    The key of an image is the epoch, its index, and how often this sampler had that index in
-    this epoch before: a sampler with partners draws each time anew. It depends neither on the
-    number of workers nor on the rank that reads the image.
+    The key of an image is the epoch, its index, how often this sampler had that index in this
+    epoch before, so that a sampler with partners draws each time anew, and ``rank``. The number
+    of workers has no say in it.
 
     In a loop without epochs, each iteration counts as an epoch.
 
@@ -68,15 +68,23 @@ class SeededBatchSampler(Sampler):
         batch_sampler (Sampler[list[int]]): Gives the batches. Its attributes are this one's.
         dataset (Sized): The data set, for its number of items.
         seed (int): Seed of the run, the same on all ranks.
+        rank (int): 0 where ranks never share an image, so that it draws the same wherever it is
+            read; else this rank, so that each draws for itself. Defaults to 0.
         by_iteration (bool): Whether each iteration is an epoch. Defaults to False.
     """
 
     def __init__(
-        self, batch_sampler: Sampler, dataset: Sized, seed: int, by_iteration: bool = False
+        self,
+        batch_sampler: Sampler,
+        dataset: Sized,
+        seed: int,
+        rank: int = 0,
+        by_iteration: bool = False,
     ) -> None:
         self.batch_sampler = batch_sampler
         self.size = len(dataset)
         self.seed = seed
+        self.rank = rank
         self.by_iteration = by_iteration
         self.epoch = 0
         self.done = 0  # batches to pass over when the iteration begins, once
@@ -89,7 +97,7 @@ class SeededBatchSampler(Sampler):
         for number, batch in enumerate(self.batch_sampler):
             keys = []
             for index in map(int, batch):
-                keys.append((self.seed, self.epoch, index, seen[index]))
+                keys.append((self.seed, self.epoch, index, seen[index], self.rank))
                 seen[index] += 1
             if number >= done:
                 yield SeededBatch(batch, keys)

@@ -32,7 +32,9 @@ class Drawing(BaseDataset):
 
 def seeded_loader(dataset, indices=None, workers=0, by_iteration=False, done=0):
     sampler = DefaultSampler(dataset, seed=0) if indices is None else indices
-    batches = SeededBatchSampler(BatchSampler(sampler, 2, False), dataset, 3, by_iteration)
+    batches = SeededBatchSampler(
+        BatchSampler(sampler, 2, False), dataset, seed=3, by_iteration=by_iteration
+    )
     batches.done = done
     return DataLoader(
         dataset,

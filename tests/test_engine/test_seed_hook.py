@@ -145,16 +145,28 @@ def test_an_iteration_outside_of_its_epoch_draws_a_warning(runner, caplog):
 
 
 def on_a_rank(rank):
-    runner = runner_with(loader_of(), seed=5 + rank, hub='ranks')
-    hook = SeedHook()
-    hook.before_train(runner)
-    hook.before_train_iter(runner, batch_idx=0)
-    return {
-        key[0] for batch in runner.train_loop.dataloader.batch_sampler for key in batch.keys
-    }, draw()
+    """Seeds of the images, dealt to the ranks or the same on all, and what a model draws."""
+    keys = []
+    for deals in (True, False):
+        loader = loader_of()
+        if not deals:
+            loader.batch_sampler.sampler = range(6)
+        runner = runner_with(loader, seed=5 + rank, hub=f'ranks_{deals}')
+        hook = SeedHook()
+        hook.before_train(runner)
+        hook.before_train_iter(runner, batch_idx=0)
+        keys.append(
+            [key for batch in runner.train_loop.dataloader.batch_sampler for key in batch.keys]
+        )
+    return *keys, draw()
 
 
-def test_ranks_agree_on_images_and_differ_in_what_the_model_draws(tmp_path):
-    (seeds, drawn), (other_seeds, other_drawn) = run_on_ranks(on_a_rank, tmp_path)
-    assert seeds == other_seeds == {5}
+def test_ranks_draw_alike_for_an_image_unless_both_may_have_it(tmp_path):
+    (dealt, shared, drawn), (other_dealt, other_shared, other_drawn) = run_on_ranks(
+        on_a_rank, tmp_path
+    )
+    assert {key[0] for key in dealt + shared + other_dealt + other_shared} == {5}
+    assert {key[2] for key in dealt + other_dealt} == set(range(6))
+    assert {key[3:] for key in dealt + other_dealt} == {(0, 0)}
+    assert not set(shared) & set(other_shared)
     assert not set(drawn) & set(other_drawn)

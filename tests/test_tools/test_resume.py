@@ -2,9 +2,7 @@
 
 import json
 import random
-from pathlib import Path
 
-import pytest
 import torch
 from mmengine.config import Config
 
@@ -158,9 +156,9 @@ def assert_exact(tmp_path, config, kill, *options, **kwargs):
     assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
 
 
-def test_vanilla_killed_while_a_checkpoint_is_half_written(tmp_path):
-    """It goes on without workers."""
-    assert_exact(tmp_path, write(tmp_path, VANILLA, ONE), ('half written', 2), *workers(0))
+def test_vanilla_killed_while_it_writes_its_only_checkpoint_again(tmp_path):
+    """After epoch 1 and its best checkpoint; it goes on without workers."""
+    assert_exact(tmp_path, write(tmp_path, VANILLA, ONE), ('half written', 3), *workers(0))
 
 
 def test_ffsd_killed_inside_validation(tmp_path):
@@ -171,9 +169,10 @@ def test_ffsd_killed_inside_validation(tmp_path):
 
 
 def test_bake_without_a_seed_goes_on_with_the_first_one(tmp_path):
+    """It is killed when epoch 2, its fourth file, is about to take the place of epoch 1."""
     recipe = 'bake/resnet20_1xb64_digits'
     config = write(tmp_path, recipe, ONE, 'randomness = dict(seed=None)\n')
-    assert train(config, tmp_path / 'stopped', kill=('train', 10)) == KILLED
+    assert train(config, tmp_path / 'stopped', kill=('not in place', 4)) == KILLED
     seed = newest(tmp_path / 'stopped')['meta']['seed']
     assert train(config, tmp_path / 'stopped', '--resume') == 0
     assert train(config, tmp_path / 'whole', '--cfg-options', f'randomness.seed={seed}') == 0
@@ -194,29 +193,16 @@ def test_two_ranks_with_seeds_of_their_own(tmp_path):
 
 
 EPOCHS = 16
-RECIPE = 'kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits'
 
 
-@pytest.fixture(scope='module')
-def general(tmp_path_factory):
-    """The config of KDCL-General with everything, and a run of it that goes through."""
-    folder = tmp_path_factory.mktemp('general')
-    config = write(folder, RECIPE, GENERAL, epochs=EPOCHS)
-    assert train(config, folder / 'whole') == 0
-    return config, folder / 'whole'
-
-
-@pytest.mark.parametrize('number', [0, 1])
-def test_the_number_of_workers_makes_no_difference(general, tmp_path, number):
-    config, whole = general
-    assert train(config, tmp_path, *workers(number)) == 0
-    assert_same_run(tmp_path, whole)
-
-
-def test_ten_kills_at_random_moments_lose_nothing(general, tmp_path):
-    config, whole = general
+def test_ten_kills_at_random_moments_lose_nothing(tmp_path):
+    """KDCL-General with everything, resumed with another number of workers each time."""
+    recipe = 'kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits'
+    config = write(tmp_path, recipe, GENERAL, epochs=EPOCHS)
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    assert train(config, whole) == 0
     (log,) = whole.glob('*/vis_data/scalars.json')
-    epoch = (log.stat().st_mtime - (whole / 'whole.py').stat().st_mtime) / EPOCHS
+    epoch = (log.stat().st_mtime - (whole / config.name).stat().st_mtime) / EPOCHS
     chance = random.Random(0)
     kills = [('time', chance.uniform(0, 2 * epoch)) for _ in range(4)]
     kills += [('train', chance.randint(1, 10)) for _ in range(2)]
@@ -225,8 +211,10 @@ def test_ten_kills_at_random_moments_lose_nothing(general, tmp_path):
         (kind, chance.randint(1, 3)) for kind in ('half written', 'not in place', 'in place')
     ]
     chance.shuffle(kills)
-    for kill in kills:
-        arguments = ['--resume'] if Path(tmp_path / 'console.txt').exists() else []
-        assert train(config, tmp_path, *arguments, kill=kill) == KILLED, kill
-    assert train(config, tmp_path, '--resume') == 0
-    assert_same_run(tmp_path, whole)
+    resume = []
+    for number, kill in enumerate(kills):
+        code = train(config, stopped, *resume, *workers(number % 3), kill=kill)
+        assert code == KILLED, kill
+        resume = ['--resume']
+    assert train(config, stopped, '--resume') == 0
+    assert_same_run(stopped, whole)

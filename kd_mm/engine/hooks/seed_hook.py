@@ -1,10 +1,11 @@
 """Chance as a function of the seed and of where a run stands."""
 
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.dist import broadcast, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from kd_mm.datasets.seeded import SeededBatchSampler, seed_views
 from kd_mm.registry import HOOKS
@@ -23,8 +24,9 @@ class SeedHook(Hook):
     workers:
 
     - Random augmentation of a training image depends on (seed, epoch, image, view) alone. Where
-      a sampler has an image several times in an epoch, each time differs; where the loop knows no
-      epochs, the iteration takes the place of the epoch.
+      a sampler has an image several times in an epoch, each time differs, and so does each rank,
+      unless the sampler is MMEngine's ``DefaultSampler``, which deals each image to one; where
+      the loop knows no epochs, the iteration takes the place of the epoch.
     - What the main process draws (Mixup and its kin, dropout, stochastic depth, the order of a
       sampler without a seed) depends on (seed, rank, iteration).
     - The seed is the one of the first start, and so is the sampler's, also where
@@ -70,8 +72,10 @@ class SeedHook(Hook):
         done = self._restore(runner, loader)
         seed_views(loader.dataset)
         by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
+        # It deals each image to one rank; others may give several ranks the same one.
+        rank = 0 if isinstance(_sampler(loader), DefaultSampler) else self._rank
         self._batches = SeededBatchSampler(
-            loader.batch_sampler, loader.dataset, self._seed, by_iteration
+            loader.batch_sampler, loader.dataset, self._seed, rank, by_iteration
         )
         if by_iteration:
             # MMEngine moves a sampler that can skip, and reads all batches of another again.
@@ -84,7 +88,7 @@ class SeedHook(Hook):
 
     def _restore(self, runner: Runner, loader: DataLoader) -> int:
         """Take the sampler's seed from the checkpoint; return the batches done in this epoch."""
-        sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+        sampler = _sampler(loader)
         hub = runner.message_hub
         now = {
             'sampler': getattr(sampler, 'seed', None),
@@ -148,3 +152,8 @@ class SeedHook(Hook):
         """
         if self._seed is not None:
             seed_generators(self._seed, VALIDATION, self._rank, runner.iter, devices=True)
+
+
+def _sampler(loader: DataLoader) -> Sampler:
+    """Return what orders the images."""
+    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
