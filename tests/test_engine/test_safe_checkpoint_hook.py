@@ -108,11 +108,12 @@ def test_what_a_killed_run_had_to_remove_is_removed(runner, tmp_path):
     outside = tmp_path / 'outside'
     outside.touch()
     (tmp_path / 'in').mkdir()
-    (tmp_path / 'in' / 'epoch_1.pth').touch()
+    for name in ('epoch_1.pth', 'epoch_3.pth', 'epoch_4.pth.tmp'):
+        (tmp_path / 'in' / name).touch()
     names = ['epoch_1.pth', 'gone.pth', str(outside), '../outside']
     runner.message_hub.update_info(safe_checkpoint_hook.OUTDATED, names)
     prepared(runner, tmp_path / 'in', LocalBackend())
-    assert not (tmp_path / 'in' / 'epoch_1.pth').exists()
+    assert [path.name for path in (tmp_path / 'in').iterdir()] == ['epoch_3.pth']
     assert outside.exists()
 
 

@@ -180,7 +180,7 @@ def test_bake_without_a_seed_goes_on_with_the_first_one(tmp_path):
 
 
 def test_checkpoints_inside_of_epochs_and_of_accumulated_gradients(tmp_path):
-    assert_exact(tmp_path, write(tmp_path, VANILLA, ONE, BY_ITERATION), ('train', 9))
+    assert_exact(tmp_path, write(tmp_path, VANILLA, ONE, BY_ITERATION), ('train', 11))
 
 
 def test_a_loop_without_epochs(tmp_path):

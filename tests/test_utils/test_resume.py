@@ -64,6 +64,8 @@ def test_a_pointer_that_was_not_written_to_its_end(work_dir, pointer):
     else:
         (work_dir / 'last_checkpoint').write_text(pointer)
     assert find_checkpoint(work_dir) == (str(work_dir / 'epoch_3.pth'), [])
+    os.utime(work_dir / 'epoch_1.pth', (9, 9))
+    assert find_checkpoint(work_dir) == (str(work_dir / 'epoch_1.pth'), [])
 
 
 def test_a_pointer_to_a_file_that_is_gone(work_dir):

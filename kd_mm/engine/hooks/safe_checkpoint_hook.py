@@ -14,6 +14,7 @@ from kd_mm.utils.checkpoint import bare_model
 from kd_mm.utils.resume import find_checkpoint
 
 BACKEND = 'kd_mm_local'
+UNFINISHED = '.tmp'
 # In the message hub, which checkpoints carry: the step whose validation has begun, and the names
 # of files that are to be removed once the checkpoint is there.
 VALIDATED, OUTDATED = 'kd_mm_validated', 'kd_mm_outdated'
@@ -34,7 +35,7 @@ class WholeFileBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes: on the disk under another name first, then in place at one stroke.
 
-        A run that is killed leaves at most ``<filepath>.tmp``, which the next one overwrites.
+        A process that is killed leaves at most ``<filepath>.tmp``.
 
         Args:
             obj: The bytes.
@@ -45,7 +46,7 @@ class WholeFileBackend(LocalBackend):
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_name(f'{path.name}.tmp')
+        whole = path.with_name(path.name + UNFINISHED)
         try:
             with open(whole, 'wb') as file:
                 file.write(obj)
@@ -132,7 +133,7 @@ class SafeCheckpointHook(Hook):
             runner: The runner whose training begins.
         """
         hub = runner.message_hub
-        outdated = hub.runtime_info.get(OUTDATED) or []
+        outdated = hub.runtime_info.get(OUTDATED) or []  # of a run that was killed
         hub.update_info(OUTDATED, outdated)  # this very list
         self._writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         for hook in self._writers:
@@ -141,6 +142,7 @@ class SafeCheckpointHook(Hook):
             if hook.backend_args is None and hook.file_client_args is None:
                 hook.backend_args = {'backend': BACKEND}
             hook.file_backend = _RemoveLater(hook.file_backend, outdated)
+            outdated += [path.name for path in Path(hook.out_dir).glob(f'*.pth{UNFINISHED}')]
         self._remove_outdated(runner)
         if self._validation_is_missing(runner):
             runner.logger.info('The validation of the resumed checkpoint was cut off: it is due')
