@@ -3,6 +3,7 @@
 import json
 import random
 
+import pytest
 import torch
 from mmengine.config import Config
 
@@ -156,9 +157,11 @@ def assert_exact(tmp_path, config, kill, *options, **kwargs):
     assert_same_run(tmp_path / 'stopped', tmp_path / 'whole')
 
 
-def test_vanilla_killed_while_it_writes_its_only_checkpoint_again(tmp_path):
-    """After epoch 1 and its best checkpoint; it goes on without workers."""
-    assert_exact(tmp_path, write(tmp_path, VANILLA, ONE), ('half written', 3), *workers(0))
+@pytest.mark.parametrize('epochs', [1, 3])
+def test_vanilla_killed_while_it_writes_its_only_checkpoint_again(tmp_path, epochs):
+    """After epoch 1 and its best checkpoint; what is left is done without workers."""
+    config = write(tmp_path, VANILLA, ONE, epochs=epochs)
+    assert_exact(tmp_path, config, ('half written', 3), *workers(0))
 
 
 def test_ffsd_killed_inside_validation(tmp_path):

@@ -137,6 +137,9 @@ class SafeCheckpointHook(Hook):
         hub.update_info(OUTDATED, outdated)  # this very list
         self._writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         for hook in self._writers:
+            if hook.last_ckpt is None and 'last_ckpt' in hub.runtime_info:
+                # Else a better accuracy would not be noted in it, as it is without a stop.
+                hook.last_ckpt = str(Path(hook.out_dir) / Path(hub.get_info('last_ckpt')).name)
             if type(hook.file_backend) is not LocalBackend:
                 continue
             if hook.backend_args is None and hook.file_client_args is None:
