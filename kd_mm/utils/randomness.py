@@ -11,7 +11,7 @@ import torch
 def seed_generators(seed: int, *key: int, devices: bool = False) -> None:
     """Seed Python's, NumPy's and torch's global generators by a hash of the seed and a key.
 
-    About 20 microseconds. Different keys, and keys of different lengths, give unrelated streams.
+    About 12 microseconds. Different keys, and keys of different lengths, give unrelated streams.
 
     Args:
         seed: Seed of the run, at least 0.

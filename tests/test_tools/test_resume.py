@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 
 from kd_mm.utils.checkpoint import load_checkpoint
 from tests.conftest import REPO
@@ -186,6 +187,10 @@ def test_checkpoints_inside_of_epochs_and_of_accumulated_gradients(tmp_path):
     assert_exact(tmp_path, write(tmp_path, VANILLA, ONE, BY_ITERATION), ('train', 11))
 
 
+@pytest.mark.skipif(
+    'skip' not in vars(InfiniteSampler),
+    reason="before its maintained fork, MMEngine reads ahead before a run's hooks are asked",
+)
 def test_a_loop_without_epochs(tmp_path):
     assert_exact(tmp_path, write(tmp_path, VANILLA, ONE, NO_EPOCHS), ('train', 9))
 
