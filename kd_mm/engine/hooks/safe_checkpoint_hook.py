@@ -93,8 +93,8 @@ class SafeCheckpointHook(Hook):
       ``save_best``).
     - ``--resume`` without a path takes the newest checkpoint that can be read, and warns of those
       that cannot.
-    - A run that was stopped between an epoch's checkpoint and the end of its validation begins
-      with that validation, so that no accuracy and no best checkpoint is missing.
+    - A run that is resumed from a checkpoint without its validation, because that came later or
+      was cut off, begins with it, so that no accuracy and no best checkpoint is missing.
     - Gradients that are still being accumulated are part of the checkpoint. With several ranks
       there is a warning instead, since only the first one's are at hand.
 
@@ -127,7 +127,7 @@ class SafeCheckpointHook(Hook):
         runner._load_from = path
 
     def before_train(self, runner: Runner) -> None:
-        """Change how checkpoints are written, and make up for a validation that was cut off.
+        """Change how checkpoints are written, and validate where the checkpoint is from before.
 
         Args:
             runner: The runner whose training begins.
@@ -148,11 +148,11 @@ class SafeCheckpointHook(Hook):
             outdated += [path.name for path in Path(hook.out_dir).glob(f'*.pth{UNFINISHED}')]
         self._remove_outdated(runner)
         if self._validation_is_missing(runner):
-            runner.logger.info('The validation of the resumed checkpoint was cut off: it is due')
+            runner.logger.info('The checkpoint is from before its validation, which is due now')
             runner.val_loop.run()
 
     def _validation_is_missing(self, runner: Runner) -> bool:
-        """Tell whether the loop would have validated where it stands, and did not."""
+        """Tell whether the loop validates where it stands, and the checkpoint is from before."""
         loop, step = runner.train_loop, _step(runner)
         if step == 0 or runner.val_loop is None:
             return False
