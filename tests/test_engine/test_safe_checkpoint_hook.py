@@ -67,10 +67,12 @@ def test_resume_passes_over_a_damaged_file_with_a_warning(runner, tmp_path, capl
     assert f'passes over a checkpoint: {tmp_path / "epoch_2.pth"}' in caplog.text
 
 
-def test_resume_without_a_checkpoint_begins(runner, tmp_path):
+def test_resume_without_a_checkpoint_begins(runner, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     (tmp_path / POINTER).touch()  # MMEngine would open the file without a name
     SafeCheckpointHook().before_run(runner)
     assert (runner._resume, runner._load_from) == (False, None)
+    assert 'holds no checkpoint yet' in caplog.text
 
 
 @pytest.mark.parametrize(('resume', 'load_from'), [(False, None), (True, 'named.pth')])

@@ -122,6 +122,8 @@ class SafeCheckpointHook(Hook):
         path, passed_over = found
         for sentence in passed_over:
             runner.logger.warning(f'--resume passes over a checkpoint: {sentence}')
+        if path is None:
+            runner.logger.info(f'{runner.work_dir} holds no checkpoint yet: the run begins')
         # MMEngine itself would take what last_checkpoint names, there or not.
         runner._resume = path is not None
         runner._load_from = path
