@@ -26,6 +26,7 @@ import kd_mm
 from kd_mm.datasets.labels import index_labels
 from kd_mm.registry import DATASETS
 from kd_mm.utils.checkpoint import load_checkpoint
+from kd_mm.utils.resume import find_checkpoint
 
 from .run_log import read_log, top1_curves
 
@@ -277,7 +278,7 @@ class Run:
         """
         self.work_dir.mkdir(parents=True, exist_ok=True)
         self.config.write_text(self.text)
-        resumed = (self.work_dir / 'last_checkpoint').exists()
+        resumed = find_checkpoint(self.work_dir)[0] is not None
         command = [*command, str(self.config), '--work-dir', str(self.work_dir)]
         start = time.monotonic()
         with (self.work_dir / LOG).open('a') as log:
@@ -310,8 +311,7 @@ class Run:
 
 def _last_step(work_dir: Path) -> int:
     """Return the number of iterations behind the last checkpoint."""
-    path = Path((work_dir / 'last_checkpoint').read_text().strip())
-    return load_checkpoint(path)['meta']['iter']
+    return load_checkpoint(find_checkpoint(work_dir)[0])['meta']['iter']
 
 
 def train_all(

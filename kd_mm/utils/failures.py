@@ -7,12 +7,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
 
 from kd_mm.utils.launch import is_first_process
+from kd_mm.utils.resume import find_checkpoint
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MEMORY = (
@@ -106,9 +106,11 @@ def _terminate(number: int, frame: object) -> None:
 
 def _way_on(work_dir: str) -> str:
     """Say how to go on."""
-    note = Path(work_dir) / 'last_checkpoint'
-    latest = Path(note.read_text().strip()) if note.is_file() else None
-    if latest is None or not latest.exists():
+    try:
+        latest, _ = find_checkpoint(work_dir)
+    except ValueError as error:
+        return f'{error}.'
+    if latest is None:
         return f'There is no checkpoint in {work_dir} yet; start again with the same command.'
     return f'The last checkpoint is {latest}; repeat the command with --resume to go on from it.'
 

@@ -144,17 +144,18 @@ def test_lines_hold_last_epochs_and_gains_by_seed():
 
 FAKE_TOOL = """
 import json, pathlib, sys, torch
+parts = {'state_dict': {}, 'message_hub': {}, 'optimizer': {}}
 config, _, work_dir, *resume = sys.argv[1:]
 work_dir = pathlib.Path(work_dir)
 assert pathlib.Path(config).exists()
 if 'seed1' in str(work_dir) and not resume:
-    torch.save({'state_dict': {}, 'meta': {'iter': 1}}, work_dir / 'epoch_1.pth')
+    torch.save({**parts, 'meta': {'iter': 1}}, work_dir / 'epoch_1.pth')
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
     sys.exit('broken')
 folder = work_dir / '20260101_000000' / 'vis_data'
 folder.mkdir(parents=True)
 (folder / 'scalars.json').write_text(json.dumps({'accuracy/top1': 42.0, 'step': 1}))
-torch.save({'state_dict': {}, 'meta': {'iter': 12}}, work_dir / 'epoch_1.pth')
+torch.save({**parts, 'meta': {'iter': 12}}, work_dir / 'epoch_1.pth')
 (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
 """
 
