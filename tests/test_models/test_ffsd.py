@@ -344,7 +344,7 @@ OWN = {'student0/loss', 'student1/loss'}
         ({'leader': None, 'fusion': False}, COMMON | DIVERSITY | SD_COMMON),
         ({'diversity': None, 'self_distillation': None}, COMMON | FUSION | LEADER | TRANSFER),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else '',
 )
 def test_each_ablation_leaves_out_its_terms_and_trains_every_parameter(settings, terms):
     model = build(with_leader=settings.get('leader', 'leader') is not None, **settings)

@@ -242,6 +242,15 @@ def test_good_cohorts_pass():
     check_config(cfg, (TRAIN,))  # plain training
 
 
+@pytest.mark.parametrize('config', [DIGITS, GENERAL, 'configs/ffsd/ffsd_resnet20_1xb64_digits.py'])
+def test_good_configs_pass_where_another_project_inherits_them(config):
+    # MMEngine then marks each variable's types as ours, also the pipeline's, which are not.
+    cfg = Config.fromfile(REPO / config).to_dict()
+    inherited = Config(Config._dict_to_config_dict(cfg, 'kd_mm'))
+    assert inherited.train_pipeline[0]['_scope_'] == 'kd_mm'
+    check_config(inherited, (TRAIN,))
+
+
 def test_the_tool_ends_in_one_line_and_writes_nothing(tmp_path):
     options_ = ('--cfg-options', 'model.target=median')
     done = run_tool('train.py', PAIR, '--work-dir', tmp_path / 'w', *options_, check=False)
