@@ -107,7 +107,7 @@ def test_metadata_names_our_bounds_and_no_openmmlab_package(archives):
 
     required = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     plain = {item.name for item in required if item.marker is None}
-    assert plain == {'matplotlib', 'numpy', 'packaging', 'torch', 'torchvision'}
+    assert plain == {'jinja2', 'matplotlib', 'numpy', 'packaging', 'torch', 'torchvision'}
 
     def of_extra(extra):
         marked = [item for item in required if item.marker is not None]

@@ -28,11 +28,10 @@ from kd_mm.registry import DATASETS
 from kd_mm.utils.checkpoint import load_checkpoint
 from kd_mm.utils.resume import find_checkpoint
 
-from .run_log import read_log, top1_curves
+from .run_log import SINGLE, read_log, top1_curves
 
 RESULT = 'result.json'
 LOG = 'train.log'
-SINGLE = 'network'  # the name of a network that is trained alone
 LEFT_OUT = ('mean', 'best')  # of what a cohort's metric reports
 OF_NO_STUDENT = ('ensemble', 'fusion', 'any_right')
 
@@ -77,6 +76,16 @@ def table_names(configs: Path) -> list[str]:
         configs: The folder with ``tables.yml``.
     """
     return list(yaml.safe_load((configs / 'tables.yml').read_text()))
+
+
+def vanilla_recipes(configs: Path) -> dict[str, str | dict[str, str]]:
+    """Return the plain recipe of each recipe of all tables; see :class:`Row`.
+
+    Args:
+        configs: The folder with ``tables.yml``.
+    """
+    tables = yaml.safe_load((configs / 'tables.yml').read_text())
+    return {row['config']: row.get('vanilla', {}) for rows in tables.values() for row in rows}
 
 
 def load_table(name: str, configs: Path) -> list[Row]:
@@ -428,15 +437,20 @@ def summarise(rows: Sequence[Row], results: Sequence[dict]) -> list[Line]:
     return lines
 
 
-def _mean_sd(values: Sequence[float], sign: bool = False) -> str:
+def mean_sd(values: Sequence[float], sign: bool = False, digits: int = 2) -> str:
     """Return ``mean ± SD``; one value has no SD.
 
+    Args:
+        values: At least one.
+        sign: Write a plus before positive means.
+        digits: Digits behind the point.
+
     Examples:
-        >>> _mean_sd([1.0, 3.0]), _mean_sd([2.0], sign=True)
-        ('2.00 ± 1.41', '+2.00')
+        >>> mean_sd([1.0, 3.0]), mean_sd([2.0], sign=True, digits=1)
+        ('2.00 ± 1.41', '+2.0')
     """
-    mean = f'{statistics.mean(values):{"+" if sign else ""}.2f}'
-    return f'{mean} ± {statistics.stdev(values):.2f}' if len(values) > 1 else mean
+    mean = f'{statistics.mean(values):{"+" if sign else ""}.{digits}f}'
+    return f'{mean} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean
 
 
 def to_markdown(lines: Sequence[Line], title: str, notes: Sequence[str]) -> str:
@@ -457,8 +471,8 @@ def to_markdown(lines: Sequence[Line], title: str, notes: Sequence[str]) -> str:
             line.recipe,
             line.network,
             '' if line.published is None else f'{line.published:.2f}',
-            _mean_sd(list(line.top1.values())),
-            _mean_sd(list(line.gain.values()), sign=True) if line.gain else '',
+            mean_sd(list(line.top1.values())),
+            mean_sd(list(line.gain.values()), sign=True) if line.gain else '',
             str(len(line.top1)),
             f'{line.steps:,}',
             '' if line.seconds is None else f'{line.seconds:.0f}',

@@ -1,9 +1,12 @@
 """What a finished or a running training wrote into its work dir."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 TOP1 = 'accuracy/top1'
+SINGLE = 'network'  # the name of a network that is trained alone
+MONITOR = 'diagnostics/'  # what kd_mm.DiagnosticsHook writes
 
 
 def read_log(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
@@ -52,5 +55,73 @@ def top1_curves(val: list[dict]) -> dict[str, list[float]]:
         for key, value in entry.items():
             name, found, rest = key.rpartition(TOP1)
             if found and not rest:
-                curves.setdefault(name.rstrip('/') or 'network', []).append(value)
+                curves.setdefault(name.rstrip('/') or SINGLE, []).append(value)
     return curves
+
+
+def top1_key(network: str) -> str:
+    """Return the key of a network's top-1 accuracy in validation entries.
+
+    Args:
+        network: A name of :func:`top1_curves`.
+
+    Examples:
+        >>> top1_key('network'), top1_key('leader')
+        ('accuracy/top1', 'leader/accuracy/top1')
+    """
+    return TOP1 if network == SINGLE else f'{network}/{TOP1}'
+
+
+def series(entries: list[dict], key: str) -> dict[int, float]:
+    """Return the values of a key by step.
+
+    Args:
+        entries: Entries of :func:`read_log`.
+        key: A number of the log.
+
+    Examples:
+        >>> series([{'loss': 2.0, 'step': 10}, {'step': 20}], 'loss')
+        {10: 2.0}
+    """
+    return {entry['step']: entry[key] for entry in entries if key in entry}
+
+
+def keys_with(entries: list[dict], part: str) -> list[str]:
+    """Return the keys that hold a word, in the order in which they first appear.
+
+    Args:
+        entries: Entries of :func:`read_log`.
+        part: ``'loss'`` for loss terms, ``MONITOR`` for what the diagnostics hook wrote.
+
+    Examples:
+        >>> keys_with([{'a/loss': 2.0, 'a/loss_kdcl': 1.0, 'step': 10}], 'loss')
+        ['a/loss', 'a/loss_kdcl']
+    """
+    return list(dict.fromkeys(key for entry in entries for key in entry if part in key))
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the work dirs of runs, in or below folders.
+
+    Args:
+        paths: Work dirs, or folders of them at any depth.
+
+    Returns:
+        Each work dir once, in order.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist.
+        ValueError: If there is no run in one.
+    """
+    found = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise FileNotFoundError(f'a work dir must be a folder, but there is none at {path}')
+        logs = sorted(path.glob('**/vis_data/scalars.json'))
+        if not logs:
+            raise ValueError(
+                f'a work dir must hold a log, */vis_data/scalars.json, but {path} has none in or '
+                "below it; train with MMEngine's LocalVisBackend (the default)"
+            )
+        found |= {log.resolve().parents[2]: None for log in logs}
+    return list(found)

@@ -1,0 +1,149 @@
+"""What every network of a finished run says of the validation images."""
+
+import copy
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from kd_mm.registry import MODELS
+from kd_mm.utils.checkpoint import check_keys, load_checkpoint
+
+from .calibration import Predictions
+from .run_log import SINGLE
+
+FILENAME = 'predictions.npz'
+
+
+class RunPredictions(NamedTuple):
+    """Predictions of a run.
+
+    Attributes:
+        networks: Predictions by network, under the names of the log.
+        classes: Names of the K classes; their numbers where the data set has no names.
+    """
+
+    networks: dict[str, Predictions]
+    classes: list[str]
+
+
+def last_checkpoint(work_dir: Path) -> Path | None:
+    """Return the checkpoint that a run wrote last; None if there is none.
+
+    Args:
+        work_dir: Work dir of a run, which may have been moved since.
+    """
+    note = work_dir / 'last_checkpoint'
+    if not note.exists():
+        return None
+    path = Path(note.read_text().strip())
+    path = path if path.exists() else work_dir / path.name
+    return path if path.exists() else None
+
+
+def read_predictions(work_dir: Path) -> RunPredictions | None:
+    """Read what :func:`predict` kept in a work dir.
+
+    Args:
+        work_dir: Work dir of a run.
+
+    Returns:
+        The predictions; None if there are none or the run has gone on since.
+    """
+    path, checkpoint = work_dir / FILENAME, last_checkpoint(work_dir)
+    if not path.exists() or checkpoint is None:
+        return None
+    with np.load(path, allow_pickle=False) as kept:
+        if str(kept['checkpoint']) != checkpoint.name:
+            return None
+        networks = {
+            str(name): Predictions(kept['labels'], kept[f'predicted{index}'],
+                                   kept[f'confidence{index}'], kept[f'true_prob{index}'])
+            for index, name in enumerate(kept['networks'])
+        }  # fmt: skip
+        return RunPredictions(networks, kept['classes'].tolist())
+
+
+@torch.no_grad()
+def predict(work_dir: Path, cfg: Config) -> RunPredictions:
+    """Run the last checkpoint over the validation images and keep what it says.
+
+    A file ``predictions.npz`` in the work dir holds, for each image and network, the predicted
+    class, its probability and that of the true class.
+
+    Args:
+        work_dir: Work dir of a run.
+        cfg: The config that the run dumped. Left as it is.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint, or no data.
+        ValueError: If the checkpoint cannot be read safely or is another model's.
+    """
+    checkpoint = last_checkpoint(work_dir)
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f'{work_dir} must hold a checkpoint to predict with, but its last one is gone; leave '
+            'out --predict, or this run'
+        )
+    cfg = copy.deepcopy(cfg)  # building a model fills in its preprocessor
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    preprocessor = cfg.get('data_preprocessor')
+    default = {} if preprocessor is None else {'data_preprocessor': preprocessor}
+    model = MODELS.build({**default, **cfg.model})
+    state_dict = load_checkpoint(checkpoint)['state_dict']
+    check_keys(state_dict, model.state_dict(), str(checkpoint))
+    model.load_state_dict(state_dict)
+    model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+    loader = Runner.build_dataloader(cfg.val_dataloader, seed=0)
+    parts: dict[str, list[Tensor]] = {}
+    labels = []
+    for batch in loader:
+        samples = model.val_step(batch)
+        own = torch.cat([sample.gt_label for sample in samples])
+        labels.append(own.cpu())
+        for name, scores in _scores(samples).items():
+            confidence, predicted = scores.max(dim=1)
+            true_prob = scores.gather(1, own[:, None]).squeeze(1)
+            columns = torch.stack([predicted.double(), confidence.double(), true_prob.double()])
+            parts.setdefault(name, []).append(columns.cpu())
+    _, num_classes = scores.shape
+    names = loader.dataset.metainfo.get('classes') or range(num_classes)
+    arrays = {
+        'labels': torch.cat(labels).numpy(),
+        'classes': np.array([str(name) for name in names]),
+        'checkpoint': np.array(checkpoint.name),
+        'networks': np.array(list(parts)),
+    }
+    for index, columns in enumerate(parts.values()):
+        predicted, confidence, true_prob = torch.cat(columns, dim=1).numpy()
+        arrays[f'predicted{index}'] = predicted.astype(np.int64)
+        arrays[f'confidence{index}'] = confidence.astype(np.float32)
+        arrays[f'true_prob{index}'] = true_prob.astype(np.float32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    (work_dir / FILENAME).write_bytes(buffer.getvalue())
+    return read_predictions(work_dir)
+
+
+def _scores(samples: list[DataSample]) -> dict[str, Tensor]:
+    """Return the class probabilities (n, K) of each network that the log has an accuracy of."""
+    if 'student_scores' not in samples[0]:
+        return {SINGLE: torch.stack([sample.pred_score for sample in samples])}
+    scores = {
+        name: torch.stack([sample.student_scores[name] for sample in samples])
+        for name in samples[0].student_scores
+    }
+    scores['ensemble'] = torch.stack(list(scores.values())).mean(dim=0)
+    for name in samples[0].get('scores_beside', {}):
+        scores[name] = torch.stack([sample.scores_beside[name] for sample in samples])
+    return scores
