@@ -1,6 +1,7 @@
 """Hooks of the training loop."""
 
 from .checkpoint_guard_hook import CheckpointGuardHook
+from .diagnostics_hook import DiagnosticsHook
 from .export_hook import ExportHook
 from .generalization_weights_hook import GeneralizationWeightsHook
 from .learning_curve_hook import LearningCurveHook
@@ -11,6 +12,7 @@ from .seed_hook import SeedHook
 
 __all__ = [
     'CheckpointGuardHook',
+    'DiagnosticsHook',
     'ExportHook',
     'GeneralizationWeightsHook',
     'LearningCurveHook',
