@@ -13,12 +13,13 @@ COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 REFERENCE = '#999999'
 TEXT, GRID = '#010101', '#020202'
 # Lines are told apart without colour, too.
-DASHES = ('', '5 2', '1.5 1.5', '6 2 1.5 2')
+DASHES = ('', '6 3', '2 2', '8 3 2 3')  # in points
 ID = 'figure-'  # how names in a drawing begin; the page adds a number of the figure
 WIDE = 10  # ratio of values from which a logarithmic scale has two labels
 SIZE = (4.4, 3.0)  # inches; narrow, so that text stays large on a phone
 STYLE = {
     'svg.fonttype': 'none',
+    'lines.scale_dashes': False,
     'text.parse_math': False,  # names may hold a dollar sign
     'font.size': 9.5,
     'text.color': TEXT,
@@ -92,7 +93,7 @@ def look_of(index: int) -> Look:
 
     Examples:
         >>> look_of(7)
-        Look(color=1, dash='6 2 1.5 2')
+        Look(color=1, dash='8 3 2 3')
     """
     return Look(index % len(COLORS), DASHES[(index + index // 12) % len(DASHES)])
 

@@ -30,8 +30,7 @@ def network(head='mmpretrain.LinearClsHead', **backbone):
 
 def alone(head):
     """A classifier that is no part of a cohort."""
-    preprocessor = {'type': 'mmpretrain.ClsDataPreprocessor'}
-    return MODELS.build({**network(head), 'data_preprocessor': preprocessor})
+    return MODELS.build({**network(head), '_scope_': 'mmpretrain'})
 
 
 def stages():
