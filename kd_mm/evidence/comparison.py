@@ -12,7 +12,7 @@ from mmengine.config import Config
 from kd_mm.models.algorithms.base import student_cfg
 
 from .reproduction import LEFT_OUT, OF_NO_STUDENT, RESULT, Line, Row, summarise
-from .run_log import SINGLE, find_runs, read_log, series, top1_curves
+from .run_log import find_runs, read_log, series, top1_curves
 
 VANILLA = 'vanilla_'  # how the names of the configs in configs/vanilla begin
 # What a dumped config holds of the run and not of the recipe.
@@ -366,8 +366,3 @@ def _typical(values: Mapping[int, float]) -> float:
 def _median(values: Iterator[float]) -> float | None:
     values = list(values)
     return statistics.median(values) if values else None
-
-
-def network_label(network: str) -> str:
-    """Return how a network is called on the page."""
-    return 'the network' if network == SINGLE else network

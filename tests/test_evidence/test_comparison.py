@@ -31,6 +31,13 @@ def test_runs_are_sorted_by_recipe_and_seed(runs):
     assert read_recipes([runs / 'pair', runs / 'pair/seed0'])[0].networks == ['a', 'b', 'ensemble']
 
 
+def test_seeds_count_up(tmp_path):
+    for seed in (10, 9):
+        write_run(tmp_path / f'mine/seed{seed}', network(), {'network': [50.0]}, seed, 'mine')
+    (recipe,) = read_recipes([tmp_path])
+    assert list(recipe.runs) == [9, 10]
+
+
 def test_each_network_meets_the_vanilla_recipe_of_its_backbone(runs):
     recipes = by_name(read_recipes([runs]))
     assert recipes['pair'].vanilla == {'a': 'vanilla_a', 'b': 'vanilla_b'}

@@ -6,8 +6,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
 
-from kd_mm.evidence.predictions import predict, read_predictions
+from kd_mm.evidence.predictions import _scores, predict, read_predictions
 from tests.conftest import REPO
 
 NUM_IMAGES = 48
@@ -30,6 +31,17 @@ def make_run(work_dir, recipe, seed=0):
     torch.save({'state_dict': runner.model.state_dict()}, work_dir / 'epoch_1.pth')
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
     return cfg, runner.val()
+
+
+def test_ensemble_is_the_mean_of_the_students_alone():
+    scores = {'a': torch.tensor([0.9, 0.1]), 'b': torch.tensor([0.3, 0.7])}
+    sample = DataSample()
+    sample.set_field(scores, 'student_scores')
+    sample.set_field({'leader': torch.tensor([0.0, 1.0])}, 'scores_beside')
+    found = {name: values[0].tolist() for name, values in _scores([sample]).items()}
+    assert list(found) == ['a', 'b', 'ensemble', 'leader']
+    assert found['ensemble'] == pytest.approx([0.6, 0.4])
+    assert found['leader'] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,7 @@ def test_looks_differ():
 def test_tool_writes_the_page(work_dirs, tmp_path):
     out = tmp_path / 'new' / 'page.html'
     tool = 'analysis_tools/compare_runs.py'
-    done = run_tool(tool, work_dirs, '--out', out, '--vanilla', f'vanilla_{LONG}')
+    done = run_tool(tool, work_dirs, '--out', out, '--vanilla', f'vanilla_{LONG}', '--predict')
     assert f'wrote {out}' in done.stdout
+    assert '\npredict' not in done.stdout  # all that have a checkpoint have predictions
     assert '10.50' in out.read_text()  # the third, over what it was told to be compared with

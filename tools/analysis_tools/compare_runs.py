@@ -6,7 +6,7 @@ from pathlib import Path
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.evidence.comparison import read_recipes
-from kd_mm.evidence.predictions import predict, read_predictions
+from kd_mm.evidence.predictions import last_checkpoint, predict, read_predictions
 from kd_mm.evidence.report import write_report
 from kd_mm.evidence.reproduction import vanilla_recipes
 from kd_mm.utils.preflight import USER_ERRORS
@@ -44,7 +44,7 @@ def main() -> None:
         predictions = {}
         for run in (run for recipe in recipes for run in recipe.runs.values()):
             found = read_predictions(run.work_dir)
-            if found is None and args.predict:
+            if found is None and args.predict and last_checkpoint(run.work_dir):
                 print('predict', run.work_dir, flush=True)
                 found = predict(run.work_dir, run.cfg)
             if found is not None:
