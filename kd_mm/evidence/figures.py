@@ -14,7 +14,6 @@ REFERENCE = '#999999'
 TEXT, GRID = '#010101', '#020202'
 # Lines are told apart without colour, too.
 DASHES = ('', '6 3', '2 2', '8 3 2 3')  # in points
-ID = 'figure-'  # how names in a drawing begin; the page adds a number of the figure
 WIDE = 10  # ratio of values from which a logarithmic scale has two labels
 SIZE = (4.4, 3.0)  # inches; narrow, so that text stays large on a phone
 STYLE = {
@@ -76,7 +75,7 @@ class Figure(NamedTuple):
     """A figure with its legend.
 
     Attributes:
-        svg: The drawing, an ``svg`` element; its names begin with ``ID``.
+        svg: The drawing, an ``svg`` element.
         title: Its heading.
         alt: What it shows, in words.
         legend: Labels and their looks.
@@ -264,10 +263,9 @@ def _svg(figure) -> str:
         text = text.replace(color, f'var(--c{index})')
     for color, name in ((REFERENCE, 'reference'), (TEXT, 'text'), (GRID, 'grid')):
         text = text.replace(color, f'var(--{name})')
-    # Only what is referred to needs a name.
+    # Only what is referred to needs a name; that is Matplotlib's, and random.
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     for name in set(re.findall(r' id="([^"]+)"', text)):
         if name not in used:
             text = text.replace(f' id="{name}"', '')
-    text = re.sub(r'(url\(#| id="|href="#)', rf'\g<1>{ID}', text)
     return re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1">', text, count=1)

@@ -1,7 +1,6 @@
 """One page that shows which method helps, by how much, at what cost."""
 
 import datetime
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,13 +102,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = itertools.count()
-
-    def draw(figure: Figure) -> Markup:
-        """Return the drawing with names that no other has."""
-        return Markup(figure.svg.replace(figures.ID, f'{figures.ID}{next(numbers)}-'))
-
-    environment.filters |= {'svg': draw, 'number': _number}
+    environment.filters |= {'svg': lambda figure: Markup(figure.svg), 'number': _number}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(environment.get_template(TEMPLATE).render(context), encoding='utf-8')
 
