@@ -46,12 +46,25 @@ class Dots(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A line of the first table."""
+    """A line of the first table.
+
+    Attributes:
+        line: The network of a recipe, over seeds.
+        top1: Mean and spread of its accuracy.
+        dots: Accuracies of the seeds.
+        vanilla: What it is compared with; None: nothing.
+        gains: Gain of each seed, or of the mean where seeds differ; empty without a comparison.
+        gain: Mean and spread of the gains.
+        gain_dots: Gains of the seeds.
+        rises: How many seeds gain; empty where seeds differ.
+        cost: What the recipe costs.
+    """
 
     line: Line
     top1: str
     dots: Dots
     vanilla: str | None
+    gains: list[float]
     gain: str
     gain_dots: Dots | None
     rises: str
@@ -138,6 +151,7 @@ def _results(recipes: Sequence[Recipe]) -> list[Result]:
                 mean_sd(top1),
                 _dots(top1, scale),
                 vanilla[line.recipe].get(line.network) if gain else None,
+                gain,
                 mean_sd(gain, sign=True) if gain else '',
                 _dots(gain, gain_scale) if gain else None,
                 f'{sum(g > 0 for g in gain)} of {len(gain)}' if paired else '',
@@ -168,8 +182,8 @@ def _dots(values: Sequence[float], scale: Sequence[float]) -> Dots:
 
 def _best(results: Sequence[Result]) -> Result | None:
     """Return the largest mean gain."""
-    gained = [result for result in results if result.gain]
-    return max(gained, key=lambda result: float(result.gain.split()[0]), default=None)
+    gained = [result for result in results if result.gains]
+    return max(gained, key=lambda result: statistics.mean(result.gains), default=None)
 
 
 def _notes(recipes: Sequence[Recipe]) -> list[str]:
