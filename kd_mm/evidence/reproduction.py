@@ -545,6 +545,7 @@ def write_table(
                 'network',
                 'published',
                 *(f'seed{seed}' for seed in seeds),
+                'steps',
                 'seconds',
                 'mib',
             ]

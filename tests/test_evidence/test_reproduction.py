@@ -209,6 +209,7 @@ def test_tool_trains_and_writes_three_files(tmp_path):
     with (tmp_path / 'out/digits.csv').open() as file:
         (row,) = csv.DictReader(file)
     assert float(row['seed0']) == pytest.approx(top1, abs=1e-4)
+    assert (int(row['steps']), int(row['mib'])) == (1, line['peak_mib'])
 
     refused = run_tool('reproduce.py', *arguments[:3], '--seeds', 0, check=False)
     assert refused.returncode == 1
