@@ -4,7 +4,7 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import digit_version
 from mmpretrain.evaluation import Accuracy
-from mmpretrain.models.utils import ShiftWindowMSA
+from mmpretrain.models.utils import ClsDataPreprocessor, ShiftWindowMSA
 from torch import Tensor, nn
 
 from kd_mm.models.algorithms import FFSD, BaseCohort
@@ -221,16 +221,26 @@ def _plain_pipeline(pipeline: list[dict]) -> list[dict]:
     return plain
 
 
-def _plain_train_dataloader(loader: dict) -> dict:
-    """Return the loader of a plain training on all images."""
+def _plain_train_dataloader(loader: dict, augments: Sequence[dict]) -> dict:
+    """Return the loader of a plain training on all images.
+
+    Args:
+        loader: Config of the loader.
+        augments: What the preprocessor does to its batches, which becomes a part of the pipeline.
+    """
     plain = {**loader}
     if (plain.get('sampler') or {}).get('type') == f'{PREFIX}ClassInstanceSampler':
         plain['sampler'] = {'type': 'DefaultSampler', 'shuffle': True}
     dataset = plain.get('dataset') or {}
+    if dataset.get('type') == f'{PREFIX}InMemory':
+        dataset = dataset['dataset']
+        plain['collate_fn'] = {'type': 'default_collate'}
     if dataset.get('type') == f'{PREFIX}HoldOut':
         dataset = dataset['dataset']
     if 'pipeline' in dataset:
-        dataset = {**dataset, 'pipeline': _plain_pipeline(dataset['pipeline'])}
+        drawn = [t for augment in augments for t in MODELS.build(augment).transforms]
+        steps = _plain_pipeline(dataset['pipeline'])
+        dataset = {**dataset, 'pipeline': [*steps[:-1], *drawn, *steps[-1:]]}
     return {**plain, 'dataset': dataset}
 
 
@@ -304,7 +314,8 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
                 )
     plain['model'] = plain_model_cfg(plain['model'])
     if plain.get('train_dataloader'):
-        plain['train_dataloader'] = _plain_train_dataloader(plain['train_dataloader'])
+        augments = (plain.get('data_preprocessor') or {}).get('augments', ())
+        plain['train_dataloader'] = _plain_train_dataloader(plain['train_dataloader'], augments)
     for key in ('val_evaluator', 'test_evaluator'):
         if plain.get(key):
             plain[key] = _plain_evaluator(plain[key])
@@ -318,7 +329,8 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     plain = _without_our_scope(plain)
     preprocessor = plain.get('data_preprocessor') or {}
     if str(preprocessor.get('type')).startswith(PREFIX):
-        del preprocessor['type']  # mmpretrain's own is the default
+        known = inspect.signature(ClsDataPreprocessor).parameters  # mmpretrain's, the default
+        plain['data_preprocessor'] = {k: v for k, v in preprocessor.items() if k in known}
     if not our_types(plain) and 'custom_imports' in plain:
         imports = [name for name in plain['custom_imports']['imports'] if name != 'kd_mm']
         plain['custom_imports']['imports'] = imports

@@ -2,6 +2,7 @@
 
 from .digits import Digits
 from .hold_out import HoldOut
+from .in_memory import InMemory, batch_collate
 from .labels import get_labels
 from .published import MITIndoor67, StanfordDogs, TinyImageNet
 from .samplers import ClassInstanceSampler
@@ -10,8 +11,10 @@ __all__ = [
     'ClassInstanceSampler',
     'Digits',
     'HoldOut',
+    'InMemory',
     'MITIndoor67',
     'StanfordDogs',
     'TinyImageNet',
+    'batch_collate',
     'get_labels',
 ]

@@ -12,6 +12,7 @@ from mmpretrain.datasets import KFoldDataset
 from torch.utils.data import ConcatDataset, Subset
 
 from .hold_out import HoldOut
+from .in_memory import InMemory
 
 __all__ = ['LabelIndex', 'get_labels', 'index_labels']
 
@@ -41,8 +42,8 @@ def get_labels(dataset: Sized) -> np.ndarray:
     The labels are ``gt_label`` of the data set's stored annotations, or else what its
     ``get_cat_ids`` answers. MMEngine's ``ConcatDataset``, ``RepeatDataset``,
     ``ClassBalancedDataset`` and ``num_batch_per_epoch``, mmpretrain's ``KFoldDataset``, our
-    ``HoldOut`` and PyTorch's ``ConcatDataset`` and ``Subset`` are looked through, nested as they
-    may be.
+    ``HoldOut`` and ``InMemory``, and PyTorch's ``ConcatDataset`` and ``Subset`` are looked
+    through, nested as they may be.
 
     Args:
         dataset: A data set of N items.
@@ -94,6 +95,8 @@ def _flatten(dataset: Sized, leaves: list[tuple[Sized, np.ndarray]]) -> np.ndarr
     size = len(dataset)  # initialises a lazy data set, too
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([_flatten(part, leaves) for part in dataset.datasets])
+    if isinstance(dataset, InMemory):
+        return _flatten(dataset.dataset, leaves)
     if isinstance(dataset, RepeatDataset):
         return np.tile(_flatten(dataset.dataset, leaves), dataset.times)
     if isinstance(dataset, ClassBalancedDataset):

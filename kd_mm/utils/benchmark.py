@@ -343,7 +343,8 @@ class Side:
         cohort = isinstance(self.model, BaseCohort)
         self.networks = list(self.model.students.values()) if cohort else [self.model]
         per_student = cohort and self.model.views == 'per_student'
-        self.num_views = len(self.networks) if per_student else None
+        drawn = cohort and getattr(self.model.data_preprocessor, 'num_views', None)
+        self.num_views = len(self.networks) if per_student and not drawn else None
         self.loss = None
         self.loss_span = None
         if isinstance(self.model, ImageClassifier):

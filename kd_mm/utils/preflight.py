@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from functools import cache
@@ -15,6 +15,7 @@ from typing import Any
 
 from mmengine import registry as roots
 from mmengine.config import Config
+from mmengine.dataset import default_collate
 from mmengine.device import is_cuda_available
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import (
@@ -28,8 +29,10 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 
 import kd_mm.registry
+from kd_mm.datasets import InMemory
 from kd_mm.datasets.labels import index_labels
 from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
+from kd_mm.models.algorithms import CohortDataPreprocessor
 from kd_mm.models.algorithms.base import BaseCohort, student_cfg
 from kd_mm.models.heads import BAKEMixin
 from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint
@@ -97,7 +100,10 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
         check_keys((name.removeprefix('module.') for name in found), model.state_dict(), path)
     if isinstance(model, BaseCohort) and 'train_dataloader' in datasets:
         model.check_checkpoints()
-        model.check_views(datasets['train_dataloader'][0]['inputs'])
+        inputs, preprocessor = datasets['train_dataloader'][0]['inputs'], model.data_preprocessor
+        if isinstance(preprocessor, CohortDataPreprocessor) and preprocessor.augments:
+            inputs = preprocessor.draw(default_collate([inputs]))
+        model.check_views(inputs)
 
 
 def _our_registries() -> dict[str, Registry]:
@@ -115,15 +121,17 @@ def _guess(word: str, known: list[str]) -> str:
     return f'; did you mean {near[0]}?' if near else f'; there are {", ".join(sorted(known))}'
 
 
-def options(cls: type) -> set[str]:
-    """Return the arguments that a class takes, those that it passes on to its bases included.
+def options(cls: Callable) -> set[str]:
+    """Return the arguments that a function or a class takes, those for its bases included.
 
     Args:
-        cls: Any class.
+        cls: Any class or function.
 
     Returns:
         Names of keyword arguments.
     """
+    if not inspect.isclass(cls):
+        return set(inspect.signature(cls).parameters)
     names: set[str] = set()
     for base in cls.__mro__:
         if '__init__' not in vars(base):
@@ -189,7 +197,7 @@ def _check_type(node: Mapping, path: str) -> None:
     for key in node:
         if key not in known and key not in ('type', '_scope_'):
             raise TypeError(f'{path}: {name} has no option {key}{_guess(key, list(known))}')
-    if issubclass(ours[short], BAKEMixin):
+    if inspect.isclass(ours[short]) and issubclass(ours[short], BAKEMixin):
         MODELS.build(node)  # a head is small, and knows the ranges of its options
 
 
@@ -410,6 +418,12 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
         len(dataset)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f'{name}.dataset cannot be read: {error}') from None
+    collate = (loader.get('collate_fn') or {}).get('type')
+    if isinstance(dataset, InMemory) and collate != f'{PREFIX}batch_collate':
+        raise ValueError(
+            f'kd_mm.InMemory gives whole batches, but {name}.collate_fn is {collate!r}; set '
+            "collate_fn=dict(type='kd_mm.batch_collate')"
+        )
     if ours:
         logging.disable(logging.WARNING)  # the run itself will warn, into its log
         try:

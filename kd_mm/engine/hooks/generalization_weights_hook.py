@@ -10,6 +10,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from kd_mm.datasets.hold_out import PARTS, HoldOut
+from kd_mm.datasets.in_memory import InMemory
 from kd_mm.functional.collaborative_target import second_moment, weights_from_second_moment
 from kd_mm.registry import HOOKS
 from kd_mm.utils.checkpoint import bare_model
@@ -23,8 +24,8 @@ def held_out_dataloader(train_dataloader: Any, pipeline: Sequence[Mapping]) -> d
     """Return the config of a loader of the images that training leaves out.
 
     Args:
-        train_dataloader: Config of the training's loader, whose data set is a ``kd_mm.HoldOut``.
-            Left as it is.
+        train_dataloader: Config of the training's loader, whose data set is a ``kd_mm.HoldOut``,
+            or one inside of a ``kd_mm.InMemory``. Left as it is.
         pipeline: Transforms of the held-out images.
 
     Returns:
@@ -42,6 +43,9 @@ def held_out_dataloader(train_dataloader: Any, pipeline: Sequence[Mapping]) -> d
     """
     given = train_dataloader.get('dataset') if isinstance(train_dataloader, Mapping) else None
     split = given if isinstance(given, Mapping) else {}
+    if split.get('type') == 'kd_mm.InMemory':
+        held_out = held_out_dataloader({**train_dataloader, 'dataset': split['dataset']}, pipeline)
+        return {**held_out, 'dataset': {**split, 'dataset': held_out['dataset']}}
     whole = split.get('dataset')
     fits = split.get('type') == 'kd_mm.HoldOut' and split.get('part', 'train') == 'train'
     if not fits or not isinstance(whole, Mapping):
@@ -137,6 +141,9 @@ class GeneralizationWeightsHook(Hook):
         held_out, trained = self._dataloader.dataset, runner.train_loop.dataloader.dataset
         if len(held_out) == 0:
             raise ValueError('the held-out data set must have images, but got 0')
+        held_out, trained = (
+            d.dataset if isinstance(d, InMemory) else d for d in (held_out, trained)
+        )
         if isinstance(held_out, HoldOut) and isinstance(trained, HoldOut):
             counts = trained.num_per_class, held_out.num_per_class
             if (trained.part, held_out.part) != PARTS or counts[0] != counts[1]:

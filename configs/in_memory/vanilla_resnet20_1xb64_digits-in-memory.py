@@ -1,0 +1,17 @@
+_base_ = '../vanilla/vanilla_resnet20_1xb64_digits.py'
+
+# Images are read once; the crops of a whole batch are drawn on the device of the model.
+data_preprocessor = dict(
+    type='kd_mm.CohortDataPreprocessor',
+    augments=[
+        dict(type='kd_mm.BatchRandomCrop', crop_size=16, padding=1),
+    ],
+)
+train_dataloader = dict(
+    collate_fn=dict(type='kd_mm.batch_collate'),
+    dataset=dict(
+        _delete_=True,
+        type='kd_mm.InMemory',
+        dataset=dict(_base_.train_dataloader.dataset, pipeline=_base_.test_pipeline),
+    ),
+)
