@@ -45,11 +45,14 @@ KDCL = [path for path in PATHS if path.startswith('kdcl/')]
 FFSD = [path for path in PATHS if path.startswith('ffsd/')]
 COHORTS = KDCL + FFSD
 VANILLA = [path for path in PATHS if path.startswith('vanilla/')]
+# Another loader for a recipe of another folder, whose name and settings tell the rest.
+IN_MEMORY = [path for path in PATHS if path.startswith('in_memory/')]
+RECIPE_PATHS = [path for path in PATHS if path not in IN_MEMORY]
 
 NAME = re.compile(
     r'(?:(?P<method>vanilla|dml|kdcl-[a-z-]+|ffsd(?:-[a-z0-9-]+)?)_)?(?P<network>[a-z0-9-]+)'
     r'_(?P<gpus>\d+)xb(?P<batch>\d+)(?:-(?P<epochs>\d+)e)?_(?P<data>[a-z0-9]+)'
-    r'(?:-(?P<px>\d+)px)?\.py'
+    r'(?:-(?P<px>\d+)px)?(?P<loader>-in-memory)?\.py'
 )
 # What a name stands for: the backbone's settings.
 SMALL_PX = ('cifar100', 'tinyimagenet')
@@ -253,8 +256,10 @@ def networks_of(path):
 
 
 def unwrapped(dataset):
-    """Return the data set inside of a hold-out."""
-    return dataset.dataset if dataset.type == 'kd_mm.HoldOut' else dataset
+    """Return the data set inside of our wrappers."""
+    while dataset.type in ('kd_mm.HoldOut', 'kd_mm.InMemory'):
+        dataset = dataset.dataset
+    return dataset
 
 
 def one_view(dataset):
@@ -459,6 +464,58 @@ def test_exported_config_names_kd_mm_only_for_what_mmpretrain_lacks(path):
             assert ('kd_mm' in words) == bool(our_types(plain))
 
 
+@pytest.mark.parametrize('path', IN_MEMORY)
+def test_images_in_memory_are_the_only_difference(path):
+    cfg = load(path)
+    stem = Path(path).stem.removesuffix('-in-memory')
+    (twin_path,) = [p for p in RECIPE_PATHS if Path(p).stem == stem]
+    twin = load(twin_path)
+    plain, expected = (unscoped(plain_cfg(config).to_dict()) for config in (cfg, twin))
+    for key in ('train_dataloader', 'data_preprocessor'):
+        for config in (plain, expected):
+            for name in ('num_workers', 'persistent_workers', 'collate_fn'):
+                config[key].pop(name, None)
+        assert plain[key] == expected[key]
+    changed = {
+        key
+        for key, value in settings(cfg).items()
+        if unscoped(value) != unscoped(settings(twin)[key])
+    }
+    assert changed == {'train_dataloader', 'data_preprocessor'}
+    assert settings(cfg).keys() == settings(twin).keys()
+
+    ours, theirs = unscoped(cfg.data_preprocessor.to_dict()), twin.data_preprocessor.to_dict()
+    assert ours.pop('type') == 'kd_mm.CohortDataPreprocessor'
+    augments, num_views = ours.pop('augments'), ours.pop('num_views', None)
+    assert ours == unscoped(theirs)
+
+    ours, theirs = (unscoped(c.train_dataloader.to_dict()) for c in (cfg, twin))
+    assert ours.pop('collate_fn') == {'type': 'kd_mm.batch_collate'}
+    for loader in (ours, theirs):
+        loader.pop('num_workers'), loader.pop('persistent_workers', None)
+    assert cfg.train_dataloader.num_workers == 0
+    assert cfg.train_dataloader.persistent_workers is False
+    outer, dataset = ours.pop('dataset'), theirs.pop('dataset')
+    assert ours == theirs
+    assert outer.pop('type') == 'kd_mm.InMemory'
+    # What is drawn is mmpretrain's of the twin, behind what is read once.
+    inner = unwrapped(cfg.train_dataloader.dataset)
+    transforms = [t for a in augments for t in mmengine_registry.MODELS.build(a).transforms]
+    *steps, pack = unscoped(inner.pipeline)
+    given = unwrapped(twin.train_dataloader.dataset).pipeline
+    views = [t.num_views for t in given if t.type == 'MultiView']
+    assert views == ([] if num_views is None else [num_views])
+    assert [*steps, *transforms, pack] == unscoped(one_view(twin.train_dataloader.dataset))[
+        'pipeline'
+    ]
+    assert not any('Random' in step['type'] for step in steps)
+    # Nor is another image left out.
+    bare = [flatten(node) for node in (outer['dataset'], dataset)]
+    assert {k: v for k, v in bare[0].items() if 'pipeline' not in k} == {
+        k: v for k, v in bare[1].items() if 'pipeline' not in k
+    }
+
+
 def test_base_names_are_unique_and_plain():
     stems = [Path(path).stem for path in PATHS]
     assert len(set(stems)) == len(stems)
@@ -487,7 +544,7 @@ def test_a_stopped_run_resumes_exactly(path):
     assert hooks.safe_checkpoints.type == 'kd_mm.SafeCheckpointHook'
 
 
-@pytest.mark.parametrize('path', PATHS)
+@pytest.mark.parametrize('path', RECIPE_PATHS)
 def test_name_agrees_with_contents(path):
     cfg = load(path)
     _, gpus, batch, data, px = parse(path)
@@ -513,7 +570,7 @@ def test_name_agrees_with_contents(path):
 
 
 @pytest.mark.parametrize(
-    'path', [path for path in PATHS if not kdcl_recipe(path) and not ffsd_recipe(path)]
+    'path', [path for path in RECIPE_PATHS if not kdcl_recipe(path) and not ffsd_recipe(path)]
 )
 def test_recipe_is_bakes(path):
     cfg = load(path)
@@ -723,7 +780,9 @@ def test_bake_changes_its_vanilla_config_in_nothing_else(path):
 @pytest.mark.parametrize('path', PATHS)
 def test_loaders_take_overrides_one_by_one(path):
     cfg = load(path)
-    inner = '.dataset' if cfg.train_dataloader.dataset.type == 'kd_mm.HoldOut' else ''
+    inner, dataset = '', cfg.train_dataloader.dataset
+    while dataset is not unwrapped(dataset):
+        inner, dataset = f'{inner}.dataset', dataset.dataset
     cfg.merge_from_dict(
         {f'train_dataloader.dataset{inner}.data_root': 'elsewhere', 'val_dataloader.batch_size': 7}
     )
@@ -1244,7 +1303,7 @@ def readme_rows(folder):
     return rows
 
 
-@pytest.mark.parametrize('folder', ['bake', 'ffsd', 'kdcl', 'vanilla'])
+@pytest.mark.parametrize('folder', ['bake', 'ffsd', 'in_memory', 'kdcl', 'vanilla'])
 def test_readme_lists_each_config_with_its_published_number(folder):
     rows = readme_rows(folder)
     assert {path for path in PATHS if path.startswith(folder)} <= rows.keys()
@@ -1337,3 +1396,17 @@ def test_readme_table_of_ffsd_tells_each_setting():
     for key, choices in (('diversity', DIVERSITIES), ('self_distillation', SELF_DISTILLATIONS)):
         rows = '\n'.join(line for line in text.splitlines() if line.startswith(f'| `{key}='))
         assert set(re.findall(r"'[a-z0-9]+'|None", rows)) == {repr(choice) for choice in choices}
+
+
+def test_readme_recipe_with_images_in_memory_works(tmp_path, no_initialisation):
+    (text,) = snippets((CONFIGS / 'in_memory/README.md').read_text())
+    (tmp_path / 'mine.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    check_types(cfg.to_dict())
+    model = build_model(cfg)
+    assert model.data_preprocessor.num_views == len(model.students)
+    assert model.views == 'per_student'
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    model.check_views(model.data_preprocessor.draw(images))
+    (step,) = cfg.train_dataloader.dataset.dataset.pipeline
+    assert step.type == 'PackInputs'
