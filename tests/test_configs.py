@@ -1400,7 +1400,7 @@ def test_readme_table_of_ffsd_tells_each_setting():
 
 def test_readme_recipe_with_images_in_memory_works(tmp_path, no_initialisation):
     (text,) = snippets((CONFIGS / 'in_memory/README.md').read_text())
-    (tmp_path / 'mine.py').write_text(text)
+    (tmp_path / 'mine.py').write_text(text.replace('kd_mm::', f'{CONFIGS}/'))
     cfg = Config.fromfile(tmp_path / 'mine.py')
     check_types(cfg.to_dict())
     model = build_model(cfg)

@@ -127,20 +127,17 @@ class BatchRandomCrop(BatchAugment):
         Returns:
             Tensor: (N, C, H, W).
         """
-        size = self.crop_size
-        width = size + 2 * self.padding
+        size, last = self.crop_size, self.crop_size - 1
+        places = offsets[:, :, None] + torch.arange(size, device=images.device)
         if self.padding_mode == 'reflect':
-            # F.pad reflects floats only.
-            inside = torch.arange(width, device=images.device) - self.padding
-            inside = (size - 1) - ((size - 1) - inside.abs()).abs()
-            padded = images.index_select(2, inside).index_select(3, inside)
+            source, width = images, size
+            places = last - (last - (places - self.padding).abs()).abs()
         else:
-            padded = F.pad(images, (self.padding,) * 4)
-        steps = torch.arange(size, device=images.device)
-        rows, columns = offsets[:, :, None] + steps
+            source, width = F.pad(images, (self.padding,) * 4), size + 2 * self.padding
+        rows, columns = places
         pixels = (rows[:, :, None] * width + columns[:, None]).flatten(1)
         pixels = pixels[:, None].expand(-1, images.shape[1], -1)
-        return padded.flatten(2).gather(2, pixels).view_as(images)
+        return source.flatten(2).gather(2, pixels).view_as(images)
 
     @property
     def transforms(self) -> list[dict]:
