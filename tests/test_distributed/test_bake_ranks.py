@@ -18,7 +18,7 @@ from tests.test_distributed.ranks import (
 STEPS = [(6, 6), (6, 2), (3, 6), (1, 1)]
 
 
-def build_model(gather):
+def build_model(gather, group_size=None):
     torch.manual_seed(0)
     model = MODELS.build(
         {
@@ -30,6 +30,7 @@ def build_model(gather):
                 'num_classes': NUM_CLASSES,
                 'in_channels': 120,
                 'gather': gather,
+                'group_size': group_size,
                 'omega': 0.9,
             },
         }
@@ -87,3 +88,62 @@ def grow_on_a_rank(rank):
 
 def test_a_growing_batch_is_refused_by_name(tmp_path):
     assert run_on_ranks(grow_on_a_rank, tmp_path) == [True, True]
+
+
+# Batches of four ranks, step by step.
+STEPS_OF_FOUR = [(6, 6, 6, 6), (6, 2, 3, 1), (1, 1, 6, 5)]
+
+
+def train_in_a_group(rank, gather, group_size):
+    ddp = MMDistributedDataParallel(build_model(gather, group_size), device_ids=None)
+    results = []
+    for step, sizes in enumerate(STEPS_OF_FOUR):
+        images, samples = draw(step, sum(sizes))
+        mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        results.append(losses_and_gradients(ddp, images[mine], samples[mine]))
+    return results
+
+
+def test_group_gather_equals_one_process_on_each_group(tmp_path):
+    """Losses of a pair, averaged; gradients, which DDP averages over both pairs."""
+    ranks = run_on_ranks(train_in_a_group, tmp_path, 'group', 2, world_size=4)
+    model = build_model('global')
+    for step, sizes in enumerate(STEPS_OF_FOUR):
+        images, samples = draw(step, sum(sizes))
+        parts = [slice(0, sum(sizes[:2])), slice(sum(sizes[:2]), None)]
+        alone = [losses_and_gradients(model, images[part], samples[part]) for part in parts]
+        close = {'rtol': 1e-9, 'atol': 1e-12, 'msg': lambda m, s=sizes: f'{s}: {m}'}
+        for pair, (losses, _) in zip((ranks[:2], ranks[2:]), alone, strict=True):
+            torch.testing.assert_close(average([rank[step][0] for rank in pair]), losses, **close)
+        expected = average([gradients for _, gradients in alone])
+        for name, gradient in expected.items():
+            for rank in ranks:
+                torch.testing.assert_close(rank[step][1]['module.' + name], gradient, **close)
+
+
+def test_group_of_all_ranks_is_global(tmp_path):
+    ranks = run_on_ranks(train_in_a_group_of_all, tmp_path)
+    for step, sizes in enumerate(STEPS):
+        model = build_model('global')
+        losses, _ = losses_and_gradients(model, *draw(step, sum(sizes)))
+        mean = average([rank[step][0] for rank in ranks])
+        torch.testing.assert_close(mean, losses, rtol=1e-9, atol=1e-12)
+
+
+def train_in_a_group_of_all(rank):
+    """And refuse, in the same processes, a group that does not divide the ranks."""
+    with pytest.raises(ValueError, match='group_size=3 with 2 ranks; take one of its divisors'):
+        build_model('group', 3)(*draw(0, 2), mode='loss')
+    results = []
+    model = build_model('group', 2)
+    for step, sizes in enumerate(STEPS):
+        images, samples = draw(step, sum(sizes))
+        mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
+        results.append(losses_and_gradients(model, images[mine], samples[mine]))
+    return results
+
+
+def test_group_of_one_process_is_local():
+    losses, _ = losses_and_gradients(build_model('group', 2), *draw(0, 6))
+    expected, _ = losses_and_gradients(build_model('local'), *draw(0, 6))
+    assert losses == expected

@@ -125,6 +125,11 @@ def test_autocast_leaves_the_ensembling_in_float32(dtype):
         ({'temperature': 0}, 'temperature must be positive and finite, but got 0'),
         ({'loss_weight': -1}, 'loss_weight must be finite and at least 0, but got -1'),
         ({'gather': 'all'}, "gather must be 'global'.* but got 'all'"),
+        ({'gather': 'group'}, 'needs group_size, an integer of at least 2 ranks, but got None'),
+        ({'gather': 'group', 'group_size': 1}, 'at least 2 ranks, but got 1'),
+        ({'gather': 'group', 'group_size': 2.0}, r'at least 2 ranks, but got 2\.0'),
+        ({'gather': 'local', 'group_size': 2}, "but got gather='local' and group_size=2"),
+        ({'group_size': 2}, "but got gather='global' and group_size=2"),
     ],
 )
 def test_refuses_values_out_of_range(kwargs, message):

@@ -34,7 +34,11 @@ class BAKEMixin(ScoredHead):
         temperature (float): Softens predictions, > 0. Defaults to 4.
         loss_weight (float): Weight >= 0 of ``loss_bake``. Defaults to 1.
         gather (str): ``'global'`` ensembles over the images of all ranks, as the released
-            ImageNet recipes do; ``'local'`` over this rank's. Defaults to ``'global'``.
+            ImageNet recipes do; ``'group'`` over those of ``group_size`` consecutive ranks, whose
+            cost does not grow with the number of ranks; ``'local'`` over this rank's. Defaults to
+            ``'global'``.
+        group_size (int, optional): Ranks of a group, at least 2, which divides the number of
+            ranks. For ``'group'``.
         **kwargs: Arguments of the mmpretrain head.
 
     Raises:
@@ -48,11 +52,12 @@ class BAKEMixin(ScoredHead):
         temperature: float = 4.0,
         loss_weight: float = 1.0,
         gather: str = 'global',
+        group_size: int | None = None,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.bake_loss = BAKELoss(omega, temperature, loss_weight)
-        self.gather = BatchGatherer(gather)
+        self.gather = BatchGatherer(gather, group_size)
 
     @property
     @abstractmethod
@@ -66,7 +71,8 @@ class BAKEMixin(ScoredHead):
 
         Ranks with unequal batches weigh in by their number of images under
         ``gather='global'``, so that any number of ranks equals one process on the concatenated
-        batch.
+        batch. Under ``'group'`` that holds for the ranks of each group, and all groups weigh the
+        same, as all ranks do under ``'local'``.
 
         Args:
             feats: Outputs of the neck; the last one enters the head.

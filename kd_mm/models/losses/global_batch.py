@@ -1,8 +1,10 @@
-"""The batch of all ranks, seen from one of them."""
+"""The batch of all ranks, or of a group of them, seen from one of them."""
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.distributed as torch_dist
 import torch.nn.functional as F
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
@@ -14,13 +16,13 @@ class GlobalBatch(NamedTuple):
     """What a loss over a whole batch needs to know, without gradient.
 
     Attributes:
-        features: Embeddings, (N, D), of this rank's n images or of all ranks' N.
+        features: Embeddings, (N, D), of this rank's n images or of N of all ranks of its group.
         logits: Logits of the same images, (N, K).
         rows: Where this rank's n images lie in N; None where they are all of it.
         valid: (N,) ones for images and zeros for padding; None where nothing is padded.
         share: Factor that turns this rank's mean over n images into its part of the mean over all
-            images, once gradients are averaged over ranks: ``n * world_size / N``. None where
-            the batch is one rank's.
+            N images, once gradients are averaged over the G ranks that N are of: ``n G / N``.
+            None where the batch is one rank's.
     """
 
     features: Tensor
@@ -30,6 +32,21 @@ class GlobalBatch(NamedTuple):
     share: Tensor | None
 
 
+@cache
+def _consecutive_ranks(group_size: int) -> torch_dist.ProcessGroup:
+    """Return this rank's group of consecutive ranks, the same one to all who ask."""
+    world_size, rank = get_world_size(), get_rank()
+    if world_size % group_size:
+        raise ValueError(
+            f'group_size must divide the number of ranks, but got group_size={group_size} with '
+            f'{world_size} ranks; take one of its divisors, such as the GPUs of a node, or '
+            "gather='global'"
+        )
+    start = rank - rank % group_size
+    # Else each rank would take part in making each group.
+    return torch_dist.new_group(range(start, start + group_size), use_local_synchronization=True)
+
+
 class BatchGatherer:
     """Concatenate the ranks' features and logits, with one collective and no host sync per step.
 
@@ -37,19 +54,34 @@ class BatchGatherer:
     capacity, the largest batch of the first training step, which the ranks settle once.
 
     Args:
-        mode: ``'global'`` gathers over all ranks, ``'local'`` looks at this rank's batch alone.
+        mode: ``'global'`` gathers over all ranks, ``'group'`` over each ``group_size``
+            consecutive ranks, ``'local'`` looks at this rank's batch alone.
+        group_size: Ranks of a group, at least 2: for ``'group'`` and nothing else.
 
     Raises:
-        ValueError: If ``mode`` is neither, or, at a later step, if a batch exceeds the capacity.
+        ValueError: If ``mode`` is unknown or ``group_size`` does not fit it or, in training, does
+            not divide the number of ranks; or if a batch exceeds the capacity.
     """
 
-    def __init__(self, mode: str) -> None:
-        if mode not in ('global', 'local'):
+    def __init__(self, mode: str, group_size: int | None = None) -> None:
+        if mode not in ('global', 'group', 'local'):
             raise ValueError(
-                f"gather must be 'global' (the batch of all ranks) or 'local' (this rank's "
-                f'batch), but got {mode!r}'
+                f"gather must be 'global' (the batch of all ranks), 'group' (of group_size "
+                f"consecutive ranks) or 'local' (this rank's batch), but got {mode!r}"
+            )
+        integer = isinstance(group_size, int) and not isinstance(group_size, bool)
+        if mode == 'group' and not (integer and group_size >= 2):
+            raise ValueError(
+                "gather='group' needs group_size, an integer of at least 2 ranks, but got "
+                f"{group_size!r}; give that of a node's GPUs, or take gather='local'"
+            )
+        if mode != 'group' and group_size is not None:
+            raise ValueError(
+                f"group_size needs gather='group', but got gather={mode!r} and group_size="
+                f'{group_size!r}; leave one of them out'
             )
         self.mode = mode
+        self.group_size = group_size
         self._capacity = 0
 
     def __call__(self, features: Tensor, logits: Tensor) -> GlobalBatch:
@@ -67,9 +99,10 @@ class BatchGatherer:
         if self.mode == 'local' or get_world_size() == 1:
             return GlobalBatch(features, logits, None, None, None)
 
+        group = _consecutive_ranks(self.group_size) if self.mode == 'group' else None
         if not self._capacity:
             largest = torch.tensor(num_images, device=features.device)
-            all_reduce(largest, op='max')
+            all_reduce(largest, op='max', group=group)
             self._capacity = int(largest)
         if num_images > self._capacity:
             raise ValueError(
@@ -80,9 +113,9 @@ class BatchGatherer:
         features, logits = at_least_float32(features), at_least_float32(logits)
         block = torch.cat([features, logits, features.new_ones(num_images, 1)], dim=1)
         block = F.pad(block, (0, 0, 0, self._capacity - num_images))
-        block = torch.cat(all_gather(block))
+        block = torch.cat(all_gather(block, group))
         features, logits, valid = block.split([features.shape[1], logits.shape[1], 1], dim=1)
         valid = valid.squeeze(1)
-        start = get_rank() * self._capacity
-        share = num_images * get_world_size() / valid.sum()
+        start = get_rank(group) * self._capacity
+        share = num_images * get_world_size(group) / valid.sum()
         return GlobalBatch(features, logits, slice(start, start + num_images), valid, share)
