@@ -61,7 +61,7 @@ class InMemory:
         >>> digits = InMemory({'type': 'kd_mm.Digits', 'pipeline': pipeline})
         >>> batch = digits.__getitems__([0, 5, 5])
         >>> batch['inputs'].shape, [sample.gt_label.item() for sample in batch['data_samples']]
-        (torch.Size([3, 3, 8, 8]), [0, 5, 5])
+        (torch.Size([3, 3, 8, 8]), [0, 7, 7])
     """
 
     def __init__(self, dataset: Sized | Mapping, lazy_init: bool = False) -> None:

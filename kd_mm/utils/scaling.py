@@ -125,7 +125,7 @@ def measure_sampler(
         indices of an epoch of one rank (``epoch_length='anchors'``), as ``indices`` tells;
         ``peak_bytes`` of memory beside the labels' own.
     """
-    context = multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('fork')
     for size in sizes:
         with context.Pool(1) as pool:
             yield pool.apply(_measure_sampler, (size, num_classes, num_instances))
