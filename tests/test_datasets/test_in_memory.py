@@ -15,7 +15,7 @@ from kd_mm.datasets import ClassInstanceSampler, Digits, HoldOut, InMemory, get_
 from kd_mm.datasets.in_memory import batch_collate
 from kd_mm.datasets.labels import index_labels
 from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
-from kd_mm.utils.preflight import check_dataloader, check_types
+from kd_mm.utils.preflight import check_config, check_dataloader, check_types
 
 PIPELINE = [dict(type='Resize', scale=16), dict(type='PackInputs')]
 
@@ -179,6 +179,17 @@ class Views(Toy):
 def test_data_that_does_not_fit_is_refused(dataset, message):
     with pytest.raises(ValueError, match=message):
         InMemory(dataset())
+
+
+def test_views_are_counted_before_the_run(tmp_path):
+    name = 'kdcl-general_resnet20-wrn16-1_1xb64_digits-in-memory.py'
+    cfg = Config.fromfile(Path(__file__).parents[2] / 'configs/in_memory' / name)
+    cfg.work_dir = str(tmp_path)
+    cfg.train_dataloader.dataset.dataset.dataset.indices = 400
+    check_config(cfg, ('train_dataloader',))
+    cfg.data_preprocessor.num_views = 3
+    with pytest.raises(ValueError, match=r'needs 2 views per sample, but .* gives 3 views'):
+        check_config(cfg, ('train_dataloader',))
 
 
 def test_collating_samples_one_by_one_is_refused_before_the_run():

@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from kd_mm.datasets import InMemory
 from kd_mm.engine.hooks import GeneralizationWeightsHook, generalization_weights_hook
 from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
 from tests.test_engine.toy_held_out import (
@@ -241,7 +242,10 @@ def test_no_held_out_images(tmp_path):
         (parts()[0], parts()[0], "the hook's with part='train'"),
     ],
 )
-def test_a_hold_out_that_training_sees(train, held_out, message, tmp_path):
+@pytest.mark.parametrize('in_memory', [False, True])
+def test_a_hold_out_that_training_sees(train, held_out, message, in_memory, tmp_path):
+    if in_memory:
+        train, held_out = (InMemory(part, lazy_init=True) for part in (train, held_out))
     with refusal(message):
         train_with(tmp_path, held_out, train=train)
 

@@ -284,6 +284,19 @@ def test_a_cohort_alternates_with_all_its_students(recorded, tmp_path, views):
     assert max(memories) < report['config']['peak_memory_bytes']
 
 
+def test_a_cohort_that_draws_its_views_gets_the_images(recorded, tmp_path):
+    config = cohort_config(tmp_path)
+    crop = {'type': 'kd_mm.BatchRandomCrop', 'crop_size': 16, 'padding': 1}
+    config.data_preprocessor.update(
+        type='kd_mm.CohortDataPreprocessor', augments=[crop], num_views=2
+    )
+    dataset = config.train_dataloader.dataset
+    dataset.pipeline = dataset.pipeline[-1:]
+    report = compare_cohort(config)
+    assert report['settings']['img_size'] == 16
+    assert {inputs.shape for _, _, inputs, *_ in recorded} == {(4, 3, 16, 16)}
+
+
 def test_times_and_memories_of_several_recipes_add_up(monkeypatch, tmp_path):
     """A cohort's step takes 10 s, the students' 3 s and 5 s, on a machine that slows down."""
     seconds = [0.0]
