@@ -90,8 +90,8 @@ def test_a_growing_batch_is_refused_by_name(tmp_path):
     assert run_on_ranks(grow_on_a_rank, tmp_path) == [True, True]
 
 
-# Batches of four ranks, step by step.
-STEPS_OF_FOUR = [(6, 6, 6, 6), (6, 2, 3, 1), (1, 1, 6, 5)]
+# Batches of four ranks, step by step, of pairs with different largest ones.
+STEPS_OF_FOUR = [(6, 4, 3, 5), (6, 2, 3, 1), (1, 1, 3, 5)]
 
 
 def train_in_a_group(rank, gather, group_size):
