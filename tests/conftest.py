@@ -9,11 +9,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 
 REPO = Path(__file__).resolve().parents[1]
 
 # Two cores and many small networks: threads cost more than they bring.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def mmpretrains_scope():
+    """Types without a prefix are mmpretrain's, whatever a test before has left."""
+    init_default_scope('mmpretrain')
 
 
 def run(command, cwd=REPO, check=True, **env):
