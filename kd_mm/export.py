@@ -23,6 +23,7 @@ from kd_mm.models.algorithms.ffsd import deepest_only
 from kd_mm.models.heads import BAKEMixin
 from kd_mm.registry import MODELS, SCOPE
 from kd_mm.utils.checkpoint import check_keys
+from kd_mm.utils.configs import explained
 from kd_mm.utils.versions import import_optional
 
 PREFIX = f'{SCOPE}.'
@@ -499,9 +500,14 @@ def export_student(
     """
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
     _require(file_format)
+    if any(path.is_file() for path in (Path(out_dir), *Path(out_dir).parents)):
+        raise NotADirectoryError(
+            f'the export needs a folder, but {out_dir} is a file, or lies in one; choose another'
+        )
     name = _choose_student(cfg, student)
     plain = plain_cfg(cfg, name)
-    trained, network = (MODELS.build(c.model).eval() for c in (cfg, plain))
+    with explained('the model cannot be built', 'use the config that was dumped beside it'):
+        trained, network = (MODELS.build(c.model).eval() for c in (cfg, plain))
     _load(trained, state_dict)
     if name is not None:
         prefix = f'students.{name}.'

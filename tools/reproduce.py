@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.evidence import reproduction
-from kd_mm.utils.preflight import USER_ERRORS
+from kd_mm.utils.preflight import USER_ERRORS, check_work_dir
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -69,6 +69,10 @@ def main() -> None:
     try:
         if args.seeds < 1:
             raise ValueError(f'--seeds must be at least 1, but got {args.seeds}')
+        for folder in (work_dir, args.out or work_dir):
+            check_work_dir(folder)
+        if args.data is not None and Path(args.data).is_file():
+            raise NotADirectoryError(f'--data must be a folder, but {args.data} is a file')
         rows = choose(reproduction.load_table(args.table, REPO / 'configs'), args.rows)
         runs = [
             reproduction.Run(row, seed, settings, work_dir)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 import mmengine
 from mmengine.config import Config, ConfigDict
@@ -14,6 +15,9 @@ import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import CheckpointGuardHook
 from kd_mm.utils import launch, preflight
 from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
+from kd_mm.utils.configs import read_config
+
+PREDICTIONS, METRICS = ('.pkl', '.pickle'), ('.json', '.yml', '.yaml', '.pkl', '.pickle')
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,13 +50,25 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is None and args.out_item is not None:
         parser.error('--out-item needs --out, the path of the output file')
+    check_outputs(parser, args)
     launch.set_local_rank(args)
     return args
 
 
+def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    endings = METRICS if args.out_item == 'metrics' else PREDICTIONS
+    if args.out is not None and Path(args.out).suffix not in endings:
+        parser.error(f'--out must end in {", ".join(endings)}, but got {args.out}')
+    if args.out is not None and Path(args.out).is_dir():
+        parser.error(f'--out must be a file, but {args.out} is a folder')
+    if args.show_dir is not None and Path(args.show_dir).is_file():
+        parser.error(f'--show-dir must be a folder, but {args.show_dir} is a file')
+    if args.interval < 1:
+        parser.error(f'--interval must be at least 1, but got {args.interval}')
+
+
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    launch.check_launcher(args)
     cfg.launcher = args.launcher
     launch.set_work_dir(cfg, args)
     cfg.load_from = args.checkpoint
@@ -86,7 +102,7 @@ def set_tta(cfg: Config) -> None:
 
 def test(args: argparse.Namespace) -> None:
     try:
-        cfg = merge_args(Config.fromfile(args.config), args)
+        cfg = merge_args(read_config(args.config, args.cfg_options), args)
         if launch.is_first_process():
             preflight.check_config(cfg, ('test_dataloader',))
     except preflight.USER_ERRORS as error:

@@ -11,6 +11,7 @@ import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import CheckpointGuardHook, SafeCheckpointHook, SeedHook
 from kd_mm.utils import failures, launch, preflight
 from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
+from kd_mm.utils.configs import read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,10 +48,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    launch.check_launcher(args)
     cfg.launcher = args.launcher
     launch.set_work_dir(cfg, args)
     if args.amp:
@@ -60,6 +60,12 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise ValueError(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size, the batch size that the '
+                f'learning rate is for, but the config has {cfg.get("auto_scale_lr")}; leave the '
+                'flag out'
+            )
         cfg.auto_scale_lr.enable = True
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     launch.set_dataloader_defaults(cfg, args, loaders, not args.no_persistent_workers)
@@ -68,7 +74,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def train(args: argparse.Namespace) -> None:
     try:
-        cfg = merge_args(Config.fromfile(args.config), args)
+        cfg = merge_args(read_config(args.config, args.cfg_options), args)
         if launch.is_first_process():
             preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
     except preflight.USER_ERRORS as error:

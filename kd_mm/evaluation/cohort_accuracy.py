@@ -6,6 +6,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
+from kd_mm.functional.ranges import check_flag
 from kd_mm.registry import METRICS
 
 SUMMARIES = ('mean', 'best', 'ensemble', 'any_right')
@@ -65,8 +66,9 @@ class CohortAccuracy(BaseMetric):
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.any_right = any_right
+        check_flag('any_right', any_right)
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
-        if not self.topk or min(self.topk) < 1:
+        if not self.topk or any(type(k) is not int or k < 1 for k in self.topk):
             raise ValueError(f'topk must hold numbers of at least 1, but got {topk!r}')
 
     def process(self, data_batch: object, data_samples: Sequence[Mapping]) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergence import at_least_float32, check_temperature, full_precision
+from .ranges import is_number
 
 _EPS = 1e-12  # smallest norm, as in F.normalize
 
@@ -26,9 +27,9 @@ def check_omega(omega: float) -> None:
         ValueError: omega must lie in [0, 1), but got 1.0; at 1 the propagation has no limit \
 (BAKE: 0.5 on ImageNet and CIFAR-100)
     """
-    if not 0 <= omega < 1:
+    if not (is_number(omega) and 0 <= omega < 1):
         raise ValueError(
-            f'omega must lie in [0, 1), but got {omega}; at 1 the propagation has no limit '
+            f'omega must lie in [0, 1), but got {omega!r}; at 1 the propagation has no limit '
             '(BAKE: 0.5 on ImageNet and CIFAR-100)'
         )
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ranges import is_number
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Widen half precision to float32 and leave float32 and float64 as they are.
@@ -58,10 +60,10 @@ def check_temperature(temperature: float) -> None:
         ValueError: temperature must be positive and finite, but got 0; 1 leaves logits as they \
 are, larger values soften them (BAKE: 4, KDCL and FFSD: 2)
     """
-    if not 0 < temperature < float('inf'):
+    if not (is_number(temperature) and 0 < temperature < float('inf')):
         raise ValueError(
-            f'temperature must be positive and finite, but got {temperature}; 1 leaves logits as '
-            'they are, larger values soften them (BAKE: 4, KDCL and FFSD: 2)'
+            f'temperature must be positive and finite, but got {temperature!r}; 1 leaves logits '
+            'as they are, larger values soften them (BAKE: 4, KDCL and FFSD: 2)'
         )
 
 

@@ -7,7 +7,7 @@ import pickle
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -209,7 +209,41 @@ def load_checkpoint(path: str | Path) -> dict:
             f'a checkpoint must be a dict with its weights under "state_dict", but {path} holds '
             f'a {type(checkpoint).__name__}'
         )
-    return checkpoint if 'state_dict' in checkpoint else {'state_dict': checkpoint}
+    if 'state_dict' not in checkpoint:
+        checkpoint = {'state_dict': checkpoint}
+    weights = checkpoint['state_dict']
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise ValueError(
+            f'the state_dict of a checkpoint must hold weights by name, but that of {path} is a '
+            f'{type(weights).__name__}; use a file that torch.save wrote of a model.state_dict()'
+        )
+    return checkpoint
+
+
+def check_init_checkpoints(model: nn.Module) -> None:
+    """Check that each checkpoint of an ``init_cfg`` has a weight for its module.
+
+    Args:
+        model: A model whose modules may start from files.
+
+    Raises:
+        OSError: If there is no such file, here or in the web.
+        ValueError: If the file cannot be read safely, or none of its names is the module's.
+    """
+    for name, module in model.named_modules():
+        init_cfg = module.init_cfg if isinstance(module, BaseModule) else None
+        if not isinstance(init_cfg, Mapping) or init_cfg.get('type') != 'Pretrained':
+            continue
+        path, prefix = init_cfg.get('checkpoint'), (init_cfg.get('prefix') or '').rstrip('.')
+        where = name or 'the model'
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(
+                f"the init_cfg of {where} must be dict(type='Pretrained', checkpoint=FILE), but "
+                f'its checkpoint is {path!r}'
+            )
+        found = load_checkpoint(path)['state_dict']
+        found = [key.removeprefix(f'{prefix}.') for key in found]
+        check_keys(found, module.state_dict(), f'{path} of {where}')
 
 
 def bare_model(model: nn.Module) -> nn.Module:

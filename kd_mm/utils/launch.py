@@ -8,8 +8,10 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+
+from kd_mm.utils.configs import OptionsAction
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +23,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         help='override settings of the config, as key=value pairs; nested keys are joined by '
         'dots (train_dataloader.batch_size=32), lists are written key="[a,b]" or key=a,b',
     )
@@ -56,6 +58,20 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 def set_local_rank(args: argparse.Namespace) -> None:
     """Tell MMEngine the local rank where the launcher gave it as a flag only."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+
+def check_launcher(args: argparse.Namespace) -> None:
+    """Raise ValueError where ``--launcher pytorch`` was given without a launcher.
+
+    Args:
+        args: Parsed flags with ``launcher``.
+    """
+    lacking = [key for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR') if key not in os.environ]
+    if args.launcher == 'pytorch' and lacking:
+        raise ValueError(
+            f'--launcher pytorch needs {", ".join(lacking)} in the environment, which torchrun '
+            'sets; start it by tools/dist_train.sh or tools/dist_test.sh, or leave --launcher out'
+        )
 
 
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:

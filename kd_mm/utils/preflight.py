@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +9,15 @@ from contextlib import suppress
 from copy import deepcopy
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine import registry as roots
 from mmengine.config import Config
-from mmengine.dataset import default_collate
 from mmengine.device import is_cuda_available
-from mmengine.optim import build_optim_wrapper
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -31,14 +31,25 @@ from mmengine.runner import Runner
 import kd_mm.registry
 from kd_mm.datasets import InMemory
 from kd_mm.datasets.labels import index_labels
-from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
+from kd_mm.engine.hooks.generalization_weights_hook import (
+    GeneralizationWeightsHook,
+    held_out_dataloader,
+    true_class_probs,
+)
 from kd_mm.models.algorithms import CohortDataPreprocessor
 from kd_mm.models.algorithms.base import BaseCohort, student_cfg
 from kd_mm.models.heads import BAKEMixin
-from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint
+from kd_mm.utils import dry_run
+from kd_mm.utils.checkpoint import (
+    bare_model,
+    check_init_checkpoints,
+    check_keys,
+    load_checkpoint,
+)
+from kd_mm.utils.configs import USER_ERRORS as USER_ERRORS
+from kd_mm.utils.configs import explained
 from kd_mm.utils.resume import find_checkpoint
 
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 PREFIX = f'{kd_mm.registry.SCOPE}.'
 # Registries whose types take their options as they are written, and what is taken out before.
 CHECKED = {
@@ -70,9 +81,22 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
         TypeError: An option does not exist.
         FileNotFoundError: A folder or a file is missing.
     """
-    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    scope = cfg.get('default_scope') or 'mmpretrain'
+    if not isinstance(scope, str) or find_spec(scope) is None:
+        raise ValueError(
+            f'default_scope must be the name of a package that is installed, but got {scope!r}; '
+            "kd_mm's own configs run in 'mmpretrain'"
+        )
+    init_default_scope(scope)
+    dry_run.check_sections(cfg, loaders[0])
     used = inspect.signature(Runner).parameters  # the rest are names that configs use in between
     check_types({key: value for key, value in cfg.to_dict().items() if key in used})
+    dry_run.check_settings(cfg)
+    loaders = tuple(name for name in loaders if cfg.get(name) is not None)
+    for name in loaders:
+        dry_run.check_loader_counts(cfg, name)
+    trains = 'train_dataloader' in loaders
+    by_epoch = dry_run.check_length(cfg) if trains else True
     if 'Amp' in str((cfg.get('optim_wrapper') or {}).get('type')) and not is_cuda_available():
         raise ValueError(
             'mixed precision needs a GPU, but got AmpOptimWrapper on a machine without one; leave '
@@ -86,24 +110,104 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
         path, _ = find_checkpoint(cfg.work_dir)
     found = None
     if path is not None:
-        found = load_checkpoint(path)['state_dict']
-    model = None
-    by_part = 'train_dataloader' in loaders and (cfg.get('optim_wrapper') or {}).get('parts')
-    if found is not None or 'students' in cfg.model or by_part:
-        preprocessor = cfg.get('data_preprocessor')
-        default = {} if preprocessor is None else {'data_preprocessor': deepcopy(preprocessor)}
-        model = bare_model(MODELS.build({**default, **cfg.model}))
-    if by_part:
-        build_optim_wrapper(model, deepcopy(cfg.optim_wrapper))
-    datasets = {n: check_dataloader(cfg, n) for n in loaders if cfg.get(n) is not None}
+        checkpoint = load_checkpoint(path)
+        found = checkpoint['state_dict']
+        if cfg.get('resume'):
+            check_resumable(checkpoint, path)
+    wrapped = dry_run.build_model(cfg)
+    model = bare_model(wrapped)
+    hooks = []
+    if trains:
+        dry_run.check_optimizer(cfg, model, by_epoch)
+        hooks = dry_run.check_hooks(cfg, model, by_epoch)
+    datasets = {name: check_dataloader(cfg, name) for name in loaders}
     if found is not None:
-        check_keys((name.removeprefix('module.') for name in found), model.state_dict(), path)
-    if isinstance(model, BaseCohort) and 'train_dataloader' in datasets:
-        model.check_checkpoints()
-        inputs, preprocessor = datasets['train_dataloader'][0]['inputs'], model.data_preprocessor
-        if isinstance(preprocessor, CohortDataPreprocessor) and preprocessor.augments:
-            inputs = preprocessor.draw(default_collate([inputs]))
-        model.check_views(inputs)
+        found = {name.removeprefix('module.'): weight for name, weight in found.items()}
+        check_keys(found, model.state_dict(), path)
+        check_tensors(found, path)
+        if cfg.get('resume') or not trains:
+            check_whole(found, dict(model.named_parameters()), path)
+    if trains:
+        check_init_checkpoints(model)
+        batch = dry_run.first_batch(
+            cfg.train_dataloader, 'train_dataloader', datasets['train_dataloader']
+        )
+        if isinstance(model, BaseCohort):
+            inputs, preprocessor = batch['inputs'], model.data_preprocessor
+            if isinstance(preprocessor, CohortDataPreprocessor) and preprocessor.augments:
+                inputs = preprocessor.draw(inputs)
+            model.check_views(inputs)
+        dry_run.try_training(model, batch)
+        for hook in hooks:
+            if isinstance(hook, GeneralizationWeightsHook):
+                check_held_out(cfg, hook, model)
+    for name in loaders:
+        if name != 'train_dataloader':
+            batch = dry_run.first_batch(cfg[name], name, datasets[name])
+            evaluator = name.replace('dataloader', 'evaluator')
+            metrics = dry_run.try_validation(wrapped, batch, cfg[evaluator], evaluator)
+            if metrics is not None:
+                dry_run.check_monitors(hooks, metrics)
+
+
+def check_held_out(cfg: Config, hook: GeneralizationWeightsHook, model: BaseCohort) -> None:
+    """Weigh two held-out images.
+
+    Args:
+        cfg: Config of a run.
+        hook: The hook that weighs.
+        model: The cohort.
+
+    Raises:
+        ValueError: If they cannot be read, or come in views.
+    """
+    loader = hook.dataloader or held_out_dataloader(cfg.train_dataloader, hook.pipeline)
+    name = 'the held-out images'
+    with explained(f'{name} cannot be read', 'look at the data set and the pipeline of the hook'):
+        dataset = DATASETS.build(deepcopy(loader['dataset']))
+    loader = {**loader, 'drop_last': False}
+    loader.setdefault('sampler', {'type': 'DefaultSampler', 'shuffle': False})
+    batch = dry_run.first_batch(loader, name, dataset)
+    with torch.no_grad(), explained(f'the model fails on {name}', dry_run.FIT):
+        true_class_probs(model.eval(), batch)
+
+
+def check_resumable(checkpoint: Mapping, path: str) -> None:
+    """Raise ValueError unless a checkpoint is one of a run, with all that goes on."""
+    lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
+    if lacking:
+        raise ValueError(
+            f'--resume needs a checkpoint of a run, but {path} has no {" and no ".join(lacking)}; '
+            f'to start from its weights alone, use --cfg-options load_from={path}'
+        )
+
+
+def check_tensors(found: Mapping[str, Any], path: str) -> None:
+    """Raise ValueError where a weight of a checkpoint is no tensor."""
+    for name, weight in found.items():
+        if not isinstance(weight, torch.Tensor) and not name.endswith('_extra_state'):
+            raise ValueError(
+                f'weights must be tensors, but {name} of {path} is a {type(weight).__name__}; '
+                'write the checkpoint anew'
+            )
+
+
+def check_whole(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
+    """Raise ValueError unless a checkpoint has each parameter, in its shape."""
+    lacking = [name for name in wanted if name not in found]
+    if lacking:
+        raise ValueError(
+            f'the checkpoint must have all weights of the model, but {path} lacks {len(lacking)} '
+            f'of {len(wanted)} ({", ".join(lacking[:3])}, ...); use the config that was dumped '
+            'beside it'
+        )
+    for name, weight in wanted.items():
+        if found[name].shape != weight.shape:
+            raise ValueError(
+                f"the checkpoint's weights must have the model's shapes, but {name} is "
+                f'{tuple(found[name].shape)} in {path} and {tuple(weight.shape)} in the model; '
+                'use the config that was dumped beside it'
+            )
 
 
 def _our_registries() -> dict[str, Registry]:
@@ -194,6 +298,8 @@ def _check_type(node: Mapping, path: str) -> None:
     if short not in ours:
         raise ValueError(f'{path}: kd_mm has no {short}{_guess(short, list(ours))}')
     known = options(ours[short])
+    if short in kd_mm.registry.HOOKS.module_dict:
+        known |= {'priority'}
     for key in node:
         if key not in known and key not in ('type', '_scope_'):
             raise TypeError(f'{path}: {name} has no option {key}{_guess(key, list(known))}')
@@ -228,9 +334,11 @@ def _unknown_option(node: Mapping, registry: str, part: Any) -> str | None:
     if not inspect.isclass(part) or registry not in CHECKED:
         return None
     parameters = inspect.signature(part).parameters
-    if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        return None
     known = {*parameters, *CHECKED[registry]}
+    if part is CheckpointHook:  # hands the rest on
+        known |= set(inspect.signature(Runner.save_checkpoint).parameters)
+    elif any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        return None
     unknown = [key for key in node if key not in known and key not in ('type', '_scope_')]
     return f'{unknown[0]}{_guess(unknown[0], list(known))}' if unknown else None
 
@@ -413,11 +521,12 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
             f'{batch_size + num_instances - batch_size % num_instances}'
         )
 
-    try:
+    fix = 'look at its options, its data_root, and the lines of its ann_file'
+    with explained(f'{name}.dataset cannot be read', fix):
         dataset = DATASETS.build(loader.dataset)
-        len(dataset)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f'{name}.dataset cannot be read: {error}') from None
+        size = len(dataset)
+    if size == 0:
+        raise ValueError(f'a data set must have images, but {name}.dataset has none; {fix}')
     collate = (loader.get('collate_fn') or {}).get('type')
     if isinstance(dataset, InMemory) and collate != f'{PREFIX}batch_collate':
         raise ValueError(
@@ -425,11 +534,8 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
             "collate_fn=dict(type='kd_mm.batch_collate')"
         )
     if ours:
-        logging.disable(logging.WARNING)  # the run itself will warn, into its log
-        try:
+        with dry_run.quiet(), explained(f'{name}.sampler cannot be built', 'look at its options'):
             DATA_SAMPLERS.build(sampler, default_args={'dataset': dataset, 'seed': 0})
-        finally:
-            logging.disable(logging.NOTSET)
     num_classes = _num_classes(cfg.model)
     try:
         labels = index_labels(dataset).labels
@@ -437,6 +543,10 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
         if ours:
             raise
         return dataset
+    if labels.size and labels.min() < 0:
+        raise ValueError(
+            f'labels must be at least 0, but {name} has the label {labels.min()}; mend the labels'
+        )
     if num_classes is not None and labels.size and labels.max() >= num_classes:
         raise ValueError(
             f'num_classes of the head must exceed every label, but got {num_classes} and the '

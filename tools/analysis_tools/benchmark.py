@@ -9,13 +9,16 @@ import argparse
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from kd_mm.export import plain_cfg, student_names
 from kd_mm.utils import launch
 from kd_mm.utils.benchmark import compare_steps, to_markdown
+from kd_mm.utils.configs import USER_ERRORS, explained, read_config
+from kd_mm.utils.preflight import check_types
 
 
 def parse_args():
@@ -40,7 +43,40 @@ def parse_args():
     parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
     parser.add_argument('--json', metavar='OUT', help='write every number to this file')
     parser.add_argument('--markdown', metavar='OUT', help='write the table to this file')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.threads is not None and args.threads < 1:
+        parser.error(f'--threads must be at least 1, but got {args.threads}')
+    for flag, path in (('--json', args.json), ('--markdown', args.markdown)):
+        if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+            parser.error(f'{flag} must be a file in a folder that exists, but got {path}')
+    return args
+
+
+def measure(args):
+    config = read_config(args.config)
+    init_default_scope(config.get('default_scope') or 'mmpretrain')
+    check_types(config.to_dict())
+    if args.against:
+        names, against = None, [read_config(path) for path in args.against]
+    else:
+        names = student_names(config) or None
+        against = [plain_cfg(config, name) for name in names or [None]]
+    for cfg in against:
+        check_types(cfg.to_dict())
+    with explained('the steps cannot be timed', 'look at the config and at the sizes given'):
+        return compare_steps(
+            config,
+            against,
+            names,
+            batch_size=args.batch_size,
+            img_size=args.img_size,
+            num_classes=args.num_classes,
+            steps=args.steps,
+            warmup=args.warmup,
+            device=args.device,
+            clock=args.clock,
+            amp=args.amp,
+        )
 
 
 def main():
@@ -48,25 +84,10 @@ def main():
     launch.hold_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = Config.fromfile(args.config)
-    if args.against:
-        names, against = None, [Config.fromfile(path) for path in args.against]
-    else:
-        names = student_names(config) or None
-        against = [plain_cfg(config, name) for name in names or [None]]
-    report = compare_steps(
-        config,
-        against,
-        names,
-        batch_size=args.batch_size,
-        img_size=args.img_size,
-        num_classes=args.num_classes,
-        steps=args.steps,
-        warmup=args.warmup,
-        device=args.device,
-        clock=args.clock,
-        amp=args.amp,
-    )
+    try:
+        report = measure(args)
+    except USER_ERRORS as error:
+        sys.exit(f'error: {error}')
     report['command'] = shlex.join(['python', *sys.argv])
     table = to_markdown(report)
     print(table)

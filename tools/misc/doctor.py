@@ -16,6 +16,7 @@ from mmengine.config import Config
 
 from kd_mm.utils import doctor, launch, preflight
 from kd_mm.utils.checkpoint import safe_files
+from kd_mm.utils.configs import read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,10 +27,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+def complete_config(args: argparse.Namespace) -> Config:
+    cfg = read_config(args.config, args.cfg_options)
     launch.set_work_dir(cfg, args)
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     launch.set_dataloader_defaults(cfg, args, loaders, persistent=True)
@@ -51,7 +50,7 @@ def main() -> None:
         show(finding)
     if args.config is not None:
         try:
-            cfg = read_config(args)
+            cfg = complete_config(args)
         except preflight.USER_ERRORS as error:
             show(doctor.Finding(doctor.ERROR, str(error)))
         else:

@@ -3,13 +3,11 @@
 import argparse
 import sys
 
-from mmengine.config import Config
-
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.export import FORMATS, choose_weights, export_student
 from kd_mm.utils.checkpoint import load_checkpoint, safe_files
+from kd_mm.utils.configs import USER_ERRORS, read_config
 from kd_mm.utils.launch import add_trust_argument
-from kd_mm.utils.preflight import USER_ERRORS
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +33,7 @@ def main() -> None:
         with safe_files(args.trust_checkpoint):
             checkpoint = load_checkpoint(args.checkpoint)
         done = export_student(
-            Config.fromfile(args.config),
+            read_config(args.config),
             choose_weights(checkpoint, args.ema),
             args.out,
             {'dataset_meta': checkpoint.get('meta', {}).get('dataset_meta', {})},

@@ -6,6 +6,7 @@ mmpretrain does so on loading, but by a function that SciPy 1.14 removed.
 import argparse
 import math
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,8 @@ from mmpretrain.models.utils import WindowMSA
 
 import kd_mm  # noqa: F401, checks the versions of what is installed
 from kd_mm.utils.checkpoint import load_checkpoint, safe_files
+from kd_mm.utils.configs import USER_ERRORS
 from kd_mm.utils.launch import add_trust_argument
-from kd_mm.utils.preflight import USER_ERRORS
 
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
 
@@ -25,12 +26,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', help='where to write the adapted checkpoint')
     parser.add_argument('--window-size', type=int, required=True, help='new width in tokens')
     add_trust_argument(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.window_size < 2:
+        parser.error(f'--window-size must be at least 2 tokens, but got {args.window_size}')
+    if Path(args.out).is_dir() or not Path(args.out).absolute().parent.is_dir():
+        parser.error(f'out must be a file in a folder that exists, but got {args.out}')
+    return args
 
 
 def resize_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
     """Interpolate position biases ((2w - 1)^2, heads) bicubically, as Swin's authors do."""
     old, new = math.isqrt(len(table)), 2 * window_size - 1
+    if old**2 != len(table) or table.ndim != 2:
+        raise ValueError(
+            f'a {TABLE} must have (2 w - 1)^2 rows for windows of w x w tokens, but one has the '
+            f'shape {tuple(table.shape)}; the checkpoint is damaged, or of another network'
+        )
     image = table.T.reshape(1, -1, old, old)
     image = F.interpolate(image, size=(new, new), mode='bicubic')
     return image.reshape(-1, new * new).T.contiguous()

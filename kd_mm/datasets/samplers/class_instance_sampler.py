@@ -85,6 +85,8 @@ class ClassInstanceSampler(Sampler):
             )
         if epoch_length not in ('anchors', 'images'):
             raise ValueError(f"epoch_length must be 'anchors' or 'images'; got {epoch_length!r}.")
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise ValueError(f'seed must be an integer of at least 0, or None; got {seed!r}.')
         if len(dataset) == 0:
             raise ValueError(
                 f'The data set must not be empty, but {type(dataset).__name__} has 0 items. '

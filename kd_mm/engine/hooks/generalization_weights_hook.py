@@ -115,19 +115,7 @@ class GeneralizationWeightsHook(Hook):
         Raises:
             ValueError: See the class.
         """
-        model = bare_model(runner.model)
-        if 'weights' not in dict(model.named_buffers(recurse=False)):
-            raise ValueError(
-                "kd_mm.GeneralizationWeightsHook needs a model with a buffer 'weights', "
-                f"kd_mm.KDCL(target='general'), but got {type(model).__name__}(target="
-                f"{getattr(model, 'target', None)!r}); set model.target='general' or remove the "
-                'hook'
-            )
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise ValueError(
-                'kd_mm.GeneralizationWeightsHook acts after each epoch, but the training loop is '
-                'an IterBasedTrainLoop; use train_cfg=dict(by_epoch=True, max_epochs=...)'
-            )
+        self.check(bare_model(runner.model), not isinstance(runner.train_loop, IterBasedTrainLoop))
         cfg = self.dataloader
         if cfg is None:
             cfg = held_out_dataloader(runner._train_dataloader, self.pipeline)
@@ -153,6 +141,29 @@ class GeneralizationWeightsHook(Hook):
                     f"{counts[0]} and the hook's with part={held_out.part!r}, num_per_class="
                     f"{counts[1]}; use part='train' and part='held_out' with one num_per_class"
                 )
+
+    def check(self, model: nn.Module, by_epoch: bool) -> None:
+        """Check that a model has weights to set.
+
+        Args:
+            model: The model of a run.
+            by_epoch: Whether its training loop knows epochs.
+
+        Raises:
+            ValueError: See the class.
+        """
+        if 'weights' not in dict(model.named_buffers(recurse=False)):
+            raise ValueError(
+                "kd_mm.GeneralizationWeightsHook needs a model with a buffer 'weights', "
+                f"kd_mm.KDCL(target='general'), but got {type(model).__name__}(target="
+                f"{getattr(model, 'target', None)!r}); set model.target='general' or remove the "
+                'hook'
+            )
+        if not by_epoch:
+            raise ValueError(
+                'kd_mm.GeneralizationWeightsHook acts after each epoch, but the training loop is '
+                'an IterBasedTrainLoop; use train_cfg=dict(by_epoch=True, max_epochs=...)'
+            )
 
     @torch.no_grad()
     def after_train_epoch(self, runner: Runner) -> None:
@@ -181,7 +192,7 @@ class GeneralizationWeightsHook(Hook):
         # One block for one reduction: the sum of C over images, and below it their number.
         sums = torch.zeros(m + 1, m, dtype=torch.float64, device=model.weights.device)
         for step, batch in enumerate(self._dataloader, 1):
-            probs = _true_class_probs(model, batch)
+            probs = true_class_probs(model, batch)
             sums[:m] += second_moment(probs) * probs.shape[1]
             sums[m] += probs.shape[1]
             if step % PROGRESS_INTERVAL == 0:
@@ -193,7 +204,7 @@ class GeneralizationWeightsHook(Hook):
         return sums[:m] / sums[m]
 
 
-def _true_class_probs(model: nn.Module, batch: dict) -> Tensor:
+def true_class_probs(model: nn.Module, batch: dict) -> Tensor:
     """Return each student's probability of the true class of n images, (m, n) in float64."""
     data = model.data_preprocessor(batch, training=False)
     if not isinstance(data['inputs'], Tensor):

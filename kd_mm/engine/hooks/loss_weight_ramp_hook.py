@@ -72,13 +72,27 @@ class LossWeightRampHook(Hook):
         Raises:
             ValueError: See the class.
         """
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
+        model = bare_model(runner.model)
+        self.check(model, not isinstance(runner.train_loop, IterBasedTrainLoop))
+        self._weights = {name: _weight(model, name) for name in self.names}
+
+    def check(self, model: nn.Module, by_epoch: bool) -> None:
+        """Check that a model has the named weights.
+
+        Args:
+            model: The model of a run.
+            by_epoch: Whether its training loop knows epochs.
+
+        Raises:
+            ValueError: See the class.
+        """
+        if not by_epoch:
             raise ValueError(
                 'kd_mm.LossWeightRampHook counts epochs, but the training loop is an '
                 'IterBasedTrainLoop; use train_cfg=dict(by_epoch=True, max_epochs=...)'
             )
-        model = bare_model(runner.model)
-        self._weights = {name: _weight(model, name) for name in self.names}
+        for name in self.names:
+            _weight(model, name)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set the weights of this epoch.

@@ -79,6 +79,11 @@ class JointOptimWrapperConstructor:
                 f"parts=dict(resnet18=dict(optimizer=dict(type='SGD', lr=0.1))), but got "
                 f'{self.parts}'
             )
+        if not isinstance(self.parts, Mapping):
+            raise ValueError(
+                'optim_wrapper.parts must be a dict with settings by the name of a part, but got '
+                f'{self.parts!r}'
+            )
         if 'optimizer' in self.cfg or paramwise_cfg is not None:
             key = 'optimizer' if 'optimizer' in self.cfg else 'paramwise_cfg'
             raise ValueError(
@@ -97,7 +102,7 @@ class JointOptimWrapperConstructor:
     @staticmethod
     def _check_part(name: str, part: Mapping) -> None:
         """Raise if a part is not what the constructor takes."""
-        if not isinstance(part, Mapping) or 'optimizer' not in part:
+        if not isinstance(part, Mapping) or not isinstance(part.get('optimizer'), Mapping):
             raise ValueError(
                 f'optim_wrapper.parts.{name} must be a dict with an optimizer, but got {part!r}'
             )

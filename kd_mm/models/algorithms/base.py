@@ -1,5 +1,6 @@
 """A cohort: named classifiers that train together."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -9,15 +10,18 @@ import torch
 import torch.utils.checkpoint
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, BaseModule, ModuleDict
+from mmengine.model import BaseModel, ModuleDict
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmpretrain.models.classifiers import BaseClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_mm.functional.ranges import check_flag
 from kd_mm.models.heads import losses_and_score
 from kd_mm.models.heads.scored_head import check_scored
-from kd_mm.utils.checkpoint import check_keys, load_checkpoint
+from kd_mm.utils.checkpoint import check_init_checkpoints
+from kd_mm.utils.configs import read_config
 
 WARNING = 30
 VIEWS = ('shared', 'per_student')
@@ -43,15 +47,70 @@ def student_cfg(cfg: Mapping) -> ConfigDict:
     path = cfg.pop('cfg_path', None)
     if path is None:
         return cfg
-    if '::' in path:
-        from mmengine.hub import get_config
-
-        model = get_config(path).model
-    else:
-        model = Config.fromfile(path).model
-    base = Config({'model': model})
-    base.merge_from_dict({'model': cfg.to_dict()})
+    base = Config({'model': _recipe(path).model})
+    try:
+        base.merge_from_dict({'model': cfg.to_dict()})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'a student does not fit its cfg_path {path}: {error}') from None
     return base.model
+
+
+def _recipe(path: str) -> Config:
+    """Return the config of a path, with a model."""
+    if not isinstance(path, str) or '::' not in path:
+        return read_config(path)
+    from mmengine.hub import get_config
+
+    try:
+        return get_config(path)
+    except Exception as error:  # MMEngine's, which raises what it likes
+        raise ValueError(
+            'cfg_path must name a recipe that is installed, such as '
+            f"'mmpretrain::resnet/resnet50_8xb32_in1k.py', but got {path!r} ({error})"
+        ) from None
+
+
+def check_students(students: Mapping[str, Mapping]) -> None:
+    """Check the names of a cohort's students, and that each has a config.
+
+    Args:
+        students: Configs by name.
+
+    Raises:
+        ValueError: If it is no dict, is empty, or holds what is no student.
+
+    Examples:
+        >>> check_students({'res.net': {'type': 'ImageClassifier'}})
+        Traceback (most recent call last):
+        ValueError: the name of a student must be a word without dots, but got 'res.net'; it is \
+part of keys that dots and slashes separate
+    """
+    if not isinstance(students, Mapping) or not students:
+        raise ValueError(
+            'a cohort must have a student, students=dict(name=dict(...), ...), but students is '
+            f'{repr(students) if students else "empty"}'
+        )
+    for name, cfg in students.items():
+        if not isinstance(name, str) or not re.fullmatch(r'[\w-]+', name):
+            raise ValueError(
+                f'the name of a student must be a word without dots, but got {name!r}; it is '
+                'part of keys that dots and slashes separate'
+            )
+        if name in RESERVED:
+            raise ValueError(
+                f'a student must not be called {", ".join(RESERVED)}, as the metric calls its '
+                f'own rows, but got {name!r}'
+            )
+        if name in dir(ModuleDict):
+            raise ValueError(
+                'a student must not be called as what every container of modules has, but got '
+                f'{name!r}; choose another name'
+            )
+        if not isinstance(cfg, Mapping) or not {'type', 'cfg_path'} & set(cfg):
+            raise ValueError(
+                f'students.{name} must be the config of a classifier, with its type or a '
+                f'cfg_path, but got {cfg!r}'
+            )
 
 
 class BaseCohort(BaseModel):
@@ -101,23 +160,12 @@ class BaseCohort(BaseModel):
         if train_cfg:
             preprocessor.setdefault('batch_augments', train_cfg)
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
-        if not students:
-            raise ValueError('a cohort must have a student, but students is empty')
+        check_students(students)
+        check_flag('with_cp', with_cp)
         if views not in VIEWS:
             raise ValueError(f'views must be one of {", ".join(VIEWS)}, but got {views!r}')
-        for name in students:
-            if '.' in name or not name:
-                raise ValueError(
-                    f'the name of a student must be a word without dots, but got {name!r}; it is '
-                    'part of keys that dots separate'
-                )
-            if name in RESERVED:
-                raise ValueError(
-                    f'a student must not be called {", ".join(RESERVED)}, as the metric calls its '
-                    f'own rows, but got {name!r}'
-                )
         self.deploy = next(iter(students)) if deploy is None else deploy
-        if self.deploy not in students:
+        if not isinstance(self.deploy, str) or self.deploy not in students:
             raise ValueError(
                 f'deploy must name one of the students {", ".join(students)}, but got {deploy!r}'
             )
@@ -148,7 +196,12 @@ class BaseCohort(BaseModel):
             )
         cfg.setdefault('_scope_', 'mmpretrain')  # whatever project the cohort trains in
         student = ROOT_MODELS.build(cfg)
-        check_scored(student.head, name)
+        if not isinstance(student, BaseClassifier):
+            raise ValueError(
+                f'students must be classifiers, such as an ImageClassifier, but {name} is a '
+                f'{type(student).__name__}; set model.students.{name}.type'
+            )
+        check_scored(getattr(student, 'head', None), name)
         return student
 
     def _check_classes(self) -> None:
@@ -185,14 +238,7 @@ class BaseCohort(BaseModel):
             OSError: If there is no such file, here or in the web.
             ValueError: If the file cannot be read safely, or none of its names is the module's.
         """
-        for name, module in self.named_modules():
-            init_cfg = module.init_cfg if isinstance(module, BaseModule) else None
-            if not isinstance(init_cfg, Mapping) or init_cfg.get('type') != 'Pretrained':
-                continue
-            path, prefix = init_cfg['checkpoint'], (init_cfg.get('prefix') or '').rstrip('.')
-            found = load_checkpoint(path)['state_dict']
-            found = [key.removeprefix(f'{prefix}.') for key in found]
-            check_keys(found, module.state_dict(), f'{path} of {name or "the model"}')
+        check_init_checkpoints(self)
 
     def forward(
         self,

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from kd_mm.functional.divergence import check_temperature
 from kd_mm.functional.mutual_learning import mutual_kl
+from kd_mm.functional.ranges import check_weight
 from kd_mm.registry import MODELS
 
-from .base import BaseCohort
+from .base import BaseCohort, check_students
 
 
 @MODELS.register_module()
@@ -41,6 +42,8 @@ class DML(BaseCohort):
         **kwargs,
     ) -> None:
         check_temperature(temperature)
+        check_weight('loss_weight', loss_weight)
+        check_students(students)
         if len(students) < 2:
             raise ValueError(
                 'mutual learning needs at least two students, but got '

@@ -18,10 +18,11 @@ from kd_mm.functional.attention import (
 )
 from kd_mm.functional.divergence import at_least_float32, check_temperature, soft_target_kl
 from kd_mm.functional.mutual_learning import mutual_kl
+from kd_mm.functional.ranges import check_flag, check_weight
 from kd_mm.models.necks import FeatureFusionNeck, FusionDecoder, SelfDistillationNeck
 from kd_mm.registry import MODELS
 
-from .base import BaseCohort, labels_of, student_cfg
+from .base import BaseCohort, check_students, labels_of, student_cfg
 
 DIVERSITIES = ('attention', 'l2', None)
 SELF_DISTILLATIONS = ('both', 'common', 'leader', None)
@@ -103,6 +104,8 @@ class FFSD(BaseCohort):
         **kwargs,
     ) -> None:
         check_temperature(temperature)
+        check_students(students)
+        check_flag('fusion', fusion)
         common = tuple(sorted(name for name in students if name != leader))
         _check_roles(students, leader, common)
         _check_choice('diversity', diversity, DIVERSITIES)
@@ -118,9 +121,17 @@ class FFSD(BaseCohort):
             'self_distillation_weight': self_distillation_weight,
         }
         for name, weight in weights.items():
-            if not 0 <= weight < float('inf'):
-                raise ValueError(f'{name} must be finite and at least 0, but got {weight}')
+            check_weight(name, weight)
 
+        if type(img_size) is not int or img_size < 1:
+            raise ValueError(
+                f'img_size must be a number of pixels of at least 1, but got {img_size!r}; set it '
+                'to the size that the students train on'
+            )
+        if not isinstance(norm_cfg, Mapping):
+            raise ValueError(
+                f"norm_cfg must be a dict such as dict(type='BN'), but got {norm_cfg!r}"
+            )
         taught = common[1:] if self_distillation in ('both', 'common') else ()
         if leader is not None and self_distillation in ('both', 'leader'):
             taught += (leader,)
@@ -281,7 +292,7 @@ def _total(learners: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
 
 def _check_roles(students: Mapping, leader: str | None, common: tuple[str, ...]) -> None:
     """Raise ValueError unless there are common students and the leader."""
-    if leader is not None and leader not in students:
+    if leader is not None and (not isinstance(leader, str) or leader not in students):
         raise ValueError(
             f'leader must name one of the students {", ".join(students)}, but got {leader!r}; add '
             'it to model.students, or set leader=None to train without one'

@@ -13,6 +13,7 @@ from kd_mm.functional.collaborative_target import (
     naive_target,
 )
 from kd_mm.functional.divergence import check_temperature, soft_target_kl
+from kd_mm.functional.ranges import check_weight
 from kd_mm.registry import MODELS
 
 from .base import BaseCohort, labels_of
@@ -59,6 +60,7 @@ class KDCL(BaseCohort):
         **kwargs,
     ) -> None:
         check_temperature(temperature)
+        check_weight('loss_weight', loss_weight)
         if target not in TARGETS:
             raise ValueError(f'target must be one of {", ".join(TARGETS)}, but got {target!r}')
         super().__init__(students, **kwargs)

@@ -45,7 +45,7 @@ def losses_and_score(
     return head._get_loss(cls_score, data_samples), cls_score
 
 
-def check_scored(head: ClsHead, name: str = 'the student') -> None:
+def check_scored(head: ClsHead | None, name: str = 'the student') -> None:
     """Raise TypeError if logits and losses of a head cannot be had from one forward pass.
 
     Args:
@@ -56,8 +56,11 @@ def check_scored(head: ClsHead, name: str = 'the student') -> None:
         TypeError: If the head computes its losses in a way of its own.
     """
     # EfficientFormerClsHead adds a guard to loss, and nothing else.
-    plain = type(head).loss in (ClsHead.loss, EfficientFormerClsHead.loss)
-    plain &= type(head)._get_loss is ClsHead._get_loss
+    plain = isinstance(head, ClsHead) and type(head).loss in (
+        ClsHead.loss,
+        EfficientFormerClsHead.loss,
+    )
+    plain = plain and type(head)._get_loss is ClsHead._get_loss
     if not (isinstance(head, ScoredHead) or plain):
         raise TypeError(
             f'the head of {name} must compute its losses from one logit per class, as '

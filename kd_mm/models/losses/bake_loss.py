@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from kd_mm.functional.batch_ensemble import check_omega, ensemble_knowledge
 from kd_mm.functional.divergence import check_temperature, soft_target_kl
+from kd_mm.functional.ranges import check_weight
 from kd_mm.registry import MODELS
 
 from .global_batch import GlobalBatch
@@ -42,10 +43,7 @@ class BAKELoss(nn.Module):
         super().__init__()
         check_omega(omega)
         check_temperature(temperature)
-        if not 0 <= loss_weight < float('inf'):
-            raise ValueError(
-                f'loss_weight must be finite and at least 0, but got {loss_weight}; BAKE uses 1'
-            )
+        check_weight('loss_weight', loss_weight)
         self.omega = omega
         self.temperature = temperature
         self.loss_weight = loss_weight
