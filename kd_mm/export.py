@@ -348,7 +348,8 @@ def _random_images(cfg: Config, count: int = 2) -> Tensor:
         size = transform.get('crop_size', transform.get('scale'))
         if size is not None:
             height, width = (size, size) if isinstance(size, int) else (size[1], size[0])
-    channels = len((cfg.get('data_preprocessor') or {}).get('mean', 'RGB'))
+    mean = (cfg.get('data_preprocessor') or {}).get('mean')
+    channels = len(mean) if isinstance(mean, (list, tuple)) else 3
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, channels, height, width, generator=generator)
 

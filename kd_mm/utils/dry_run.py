@@ -282,7 +282,8 @@ def first_batch(loader: Mapping, name: str, dataset: Sequence) -> dict:
             something else than images and labels.
     """
     with quiet(), explained(f'{name} cannot be built', 'look at its options and its sampler'):
-        built = Runner.build_dataloader({**deepcopy(loader), 'dataset': dataset}, seed=0)
+        given = {'collate_fn': {'type': 'default_collate'}, **deepcopy(dict(loader))}
+        built = Runner.build_dataloader({**given, 'dataset': dataset}, seed=0)
     if len(built) == 0:
         raise ValueError(
             f'an epoch must have a batch, but {name} has {len(dataset)} images, batches of '

@@ -504,6 +504,7 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
         root = Path(folder).expanduser()
         if not root.is_dir() or not any(root.iterdir()):
             state = 'is empty' if root.is_dir() else 'does not exist'
+            state = 'is a file' if root.is_file() else state
             raise FileNotFoundError(
                 f'the data folder {folder} {state}; put the data there or pass '
                 f'--cfg-options {path}=FOLDER'

@@ -62,8 +62,9 @@ def check_scored(head: ClsHead | None, name: str = 'the student') -> None:
     )
     plain = plain and type(head)._get_loss is ClsHead._get_loss
     if not (isinstance(head, ScoredHead) or plain):
+        found = 'there is none' if head is None else f'{type(head).__name__} has a way of its own'
         raise TypeError(
             f'the head of {name} must compute its losses from one logit per class, as '
-            f'LinearClsHead does, but {type(head).__name__} has a way of its own; use '
-            'LinearClsHead or another head with one classifier'
+            f'LinearClsHead does, but {found}; use LinearClsHead or another head with one '
+            'classifier'
         )
