@@ -674,7 +674,7 @@ FFSD = [
     row(
         'leader',
         f'train ffsd.py {SET} model.leader=a',
-        "student1, student2, leader, but got 'a'; add",
+        "leader, student1, student2, but got 'a'; add",
     ),
     row(
         'diversity',
@@ -896,7 +896,7 @@ RUNS = [
     row(
         'schedule-part',
         'train row.py',
-        'param_scheduler has networks, fusio and .* has networks, fusion, self_distillation',
+        'param_scheduler has networks, fusio and .* has fusion, networks, self_distillation',
         'ffsd',
         'param_scheduler = dict(_delete_=True, networks=[], fusio=[])',
     ),

@@ -175,11 +175,11 @@ PIPELINE = 'val_dataloader__dataset__pipeline'
             {'custom_hooks': [{'type': 'EarlyStoppingHook', 'monitor': 'accuracy/top5'}]},
             ['monitor of EarlyStoppingHook', "'accuracy/top5'; did you mean 'accuracy/top1'"],
         ),
-        ({'val_evaluator__topk': (1, 50)}, ['validating a batch fails']),
-        ({PIPELINE: [{'type': 'Resize', 'scale': 16}]}, ['validating a batch fails']),
+        ({'val_evaluator__topk': (1, 50)}, ['val_evaluator cannot measure two images']),
+        ({PIPELINE: [{'type': 'Resize', 'scale': 16}]}, ['val_dataloader must end in PackInputs']),
         (
             {'param_scheduler': [{'type': 'MultiStepLR', 'gamma': 0.1}]},
-            ['building the run fails', 'milestones'],
+            ['param_scheduler[0] cannot be built', 'milestones'],
         ),
         (
             {'model__backbone': {'_delete_': True, 'type': 'ResNeXt', 'depth': 50, 'grups': 2}},
@@ -187,7 +187,7 @@ PIPELINE = 'val_dataloader__dataset__pipeline'
         ),
         (
             {'train_dataloader__drop_last': True, 'train_dataloader__batch_size': 300},
-            ['building the run fails: an epoch must have a batch'],
+            ['an epoch must have a batch', 'lower the batch size'],
         ),
         (
             {'model__head__loss': {'type': 'CrossEntropyLoss', 'loss_weight': float('inf')}},
