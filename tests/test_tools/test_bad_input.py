@@ -1060,6 +1060,11 @@ CHECKPOINTS = [
     row('folder', 'test plain.py data', 'no checkpoint at data; check the path'),
     row('dead', 'test plain.py http://127.0.0.1:9/a.pth', r'check the address \(.*refused'),
     row('resume-lost', 'train plain.py --resume nowhere.pth', 'no checkpoint at nowhere.pth'),
+    row(
+        'resume-torn-folder',
+        'train plain.py --resume --work-dir torn_work',
+        'holds none: .*torn_work/epoch_1.pth is not a checkpoint .*Resume from another one with',
+    ),
     row('resume-torn', 'train plain.py --resume torn.pth', UNSAFE.format('torn.pth')),
     row(
         'resume-weights',
