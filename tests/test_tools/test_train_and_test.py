@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 
 from kd_mm.datasets import Digits
+from kd_mm.utils.configs import read_config
 from tests.conftest import REPO, run, run_tool
 
 CONFIG = 'configs/bake/resnet20_1xb64_digits.py'
@@ -145,7 +146,7 @@ def merged(monkeypatch, *arguments):
     spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, 'argv', ['train.py', str(REPO / CONFIG), *arguments])
     args = tool.parse_args()
-    return tool.merge_args(Config.fromfile(args.config), args)
+    return tool.merge_args(read_config(args.config, args.cfg_options), args)
 
 
 def test_flags_of_mmpretrain_do_what_they_say(monkeypatch):
