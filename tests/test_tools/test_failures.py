@@ -110,7 +110,8 @@ def config(tmp_path, image_folder):
     write_picture(picture)
     listed = (image_folder / 'meta' / 'train.txt').read_text().splitlines()[1:]
     annotation = tmp_path / 'train.txt'
-    lines = [f'{picture} 0', *(f'{image_folder}/train/{line}' for line in listed)]
+    lines = [f'{image_folder}/train/{line}' for line in listed]
+    lines.insert(1, f'{picture} 0')  # the first and the last are read before the run begins
     annotation.write_text('\n'.join(lines) + '\n')
     pipeline = [
         {'type': 'LoadImageFromFile'},
