@@ -150,7 +150,7 @@ def check_settings(cfg: Config) -> None:
         if seed >= MAX_SEED:
             raise ValueError(f'randomness.seed must be below 2**32, but got {seed}')
     level = cfg.get('log_level', 'INFO')
-    if level not in logging.getLevelNamesMapping():
+    if not isinstance(logging.getLevelName(level), int):  # an unknown name gives a text
         raise ValueError(f"log_level must be one such as 'INFO', but got {level!r}")
     start = ((cfg.get('env_cfg') or {}).get('mp_cfg') or {}).get('mp_start_method', 'fork')
     known = torch.multiprocessing.get_all_start_methods()
