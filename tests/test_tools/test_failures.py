@@ -155,6 +155,15 @@ def config(tmp_path, image_folder):
     return tmp_path / 'config.py'
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as Python begins with it; a process of pytest-xdist ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('interruptible')
 @pytest.mark.parametrize('name', HARMS)
 def test_one_sentence_then_resume(name, config, tmp_path, monkeypatch, capsys):
     harm, code, sentence = HARMS[name]
