@@ -34,6 +34,8 @@ RESULT = 'result.json'
 LOG = 'train.log'
 LEFT_OUT = ('mean', 'best')  # of what a cohort's metric reports
 OF_NO_STUDENT = ('ensemble', 'fusion', 'any_right')
+# How a written table begins to tell of the length of its runs.
+SHORTENED, WHOLE = '**The schedule was shortened**', 'The whole schedule'
 
 
 class Row(NamedTuple):
@@ -122,11 +124,11 @@ def load_table(name: str, configs: Path) -> list[Row]:
 def _published(metadata: Mapping[str, Any]) -> dict[str, float]:
     """Return published accuracies by network; one number is under ``SINGLE``."""
     accuracy = metadata.get('Published Top 1 Accuracy')
+    if isinstance(accuracy, Mapping):  # null: the paper does not tell
+        return {network: top1 for network, top1 in accuracy.items() if top1 is not None}
     if accuracy is None and 'Published Top 1 Error' in metadata:
         accuracy = round(100 - metadata['Published Top 1 Error'], 4)
-    if accuracy is None:
-        return {}
-    return dict(accuracy) if isinstance(accuracy, Mapping) else {SINGLE: accuracy}
+    return {} if accuracy is None else {SINGLE: accuracy}
 
 
 def published_for(network: str, published: Mapping[str, float]) -> float | None:
@@ -506,10 +508,10 @@ def notes(settings: Settings, runs: Sequence[Run], jobs: int, command: str) -> l
         'Top-1 accuracy in percent on the validation images after the last epoch, mean ± standard '
         'deviation over seeds; gains over the vanilla recipe are taken seed by seed. A recipe '
         "with more steps in as many epochs reads more images: BAKE's anchors bring others along.",
-        f'**The schedule was shortened**: {"; ".join(shortened)}. Published numbers are for the '
+        f'{SHORTENED}: {"; ".join(shortened)}. Published numbers are for the '
         'whole schedule and cannot be compared.'
         if shortened
-        else 'The whole schedule of each recipe.',
+        else f'{WHOLE} of each recipe.',
         f'{len(done)} of {len(runs)} runs are done.',
         f'{jobs} at a time on {os.cpu_count()} cores, {device}; torch {torch.__version__}, kd_mm '
         f'{kd_mm.__version__}. Peak memory is that of the GPU, or of the whole process where '

@@ -1,0 +1,33 @@
+"""Write the generated tables of READMEs, metafiles and docs anew."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.evidence import model_zoo
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--check', action='store_true', help='write nothing; exit code 1 where a file is stale'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    stale = model_zoo.updates(REPO)
+    for path, text in stale.items():
+        print('stale' if args.check else 'wrote', path.relative_to(REPO))
+        if not args.check:
+            path.write_text(text)
+    if args.check and stale:
+        sys.exit('error: run python tools/misc/update_docs.py')
+
+
+if __name__ == '__main__':
+    main()
