@@ -294,7 +294,9 @@ def _data(cfg: Config) -> list:
 
 
 def lines(recipes: Sequence[Recipe]) -> list[Line]:
-    """Return a line per recipe and network; see :func:`reproduction.summarise`.
+    """Return a line per recipe and network.
+
+    See :func:`kd_mm.evidence.reproduction.summarise`.
 
     Args:
         recipes: Of :func:`read_recipes`; runs without a validation are left out.

@@ -104,7 +104,8 @@ def root(tmp_path):
 
 def rows(root, spec, folder='configs/toys'):
     """Return the cells of a table, without its heading."""
-    text = f'before\n<!-- table\n{yaml.safe_dump(spec, sort_keys=False)}-->\nold\n<!-- end of table -->\nafter'
+    spec = yaml.safe_dump(spec, sort_keys=False)
+    text = f'before\n<!-- table\n{spec}-->\nold\n<!-- end of table -->\nafter'
     text = fill_tables(text, read_zoo(root), root / folder)
     assert text.startswith('before\n<!-- table\n')
     assert text.endswith('\n\n<!-- end of table -->\nafter')

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.evidence import model_zoo
+from kd_mm.utils.option_tables import fill_options
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -21,6 +22,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     stale = model_zoo.updates(REPO)
+    for path in sorted((REPO / 'docs').rglob('*.md')):
+        text = stale.get(path, path.read_text())
+        if fill_options(text) != path.read_text():
+            stale[path] = fill_options(text)
     for path, text in stale.items():
         print('stale' if args.check else 'wrote', path.relative_to(REPO))
         if not args.check:

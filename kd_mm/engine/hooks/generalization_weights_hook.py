@@ -83,7 +83,8 @@ class GeneralizationWeightsHook(Hook):
         pipeline (list[dict], optional): Transforms of the held-out images, which give one image,
             without chance, and its label. The images are those that the training's
             ``kd_mm.HoldOut`` leaves out, read by a loader like the training's; see
-            :func:`held_out_dataloader`. Either this or ``dataloader``. Left as it is.
+            :func:`~kd_mm.engine.hooks.generalization_weights_hook.held_out_dataloader`. Either
+            this or ``dataloader``. Left as it is.
 
     Raises:
         ValueError: If not exactly one of the arguments is given; before the first epoch, if the

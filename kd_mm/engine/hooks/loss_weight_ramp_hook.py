@@ -38,8 +38,9 @@ class LossWeightRampHook(Hook):
     """Let loss weights grow from nearly nothing to their value over the first epochs.
 
     At the start of each epoch, each named attribute of the model is set to its configured value
-    times :func:`ramp`. It follows from the number of the epoch alone, so a resumed run goes on
-    exactly. When training ends, the attributes have their configured values.
+    times :func:`~kd_mm.engine.hooks.loss_weight_ramp_hook.ramp`. It follows from the number of
+    the epoch alone, so a resumed run goes on exactly. When training ends, the attributes have
+    their configured values.
 
     Args:
         names (Sequence[str]): Attributes that are numbers, by their path in the model:

@@ -74,7 +74,7 @@ class JointOptimWrapper(OptimWrapperDict):
     MMEngine's ``OptimWrapperDict`` gives each optimizer its name, in logged learning rates
     (``<name>.lr``), in ``param_scheduler=dict(<name>=...)`` and for ``auto_scale_lr``, but refuses
     ``update_params``, which the stock ``train_step`` and the stock distributed wrapper call. Here
-    one wrapper of MMEngine's, over a :class:`JointOptimizer`, does that for all parts:
+    one wrapper of MMEngine's, over a ``JointOptimizer``, does that for all parts:
     accumulation with ``no_sync``, autocast, and one GradScaler. Where a gradient of one part
     overflows, no part steps.
 

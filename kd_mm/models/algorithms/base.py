@@ -120,9 +120,10 @@ class BaseCohort(BaseModel):
     take it. A subclass says what the students owe each other, in :meth:`distillation_losses`.
 
     Args:
-        students (dict[str, dict]): Classifier configs by name; see :func:`student_cfg`. Names
-            appear in logs, metrics and the state_dict (``students.<name>.``). A student's own
-            ``init_cfg`` may load its own plain checkpoint.
+        students (dict[str, dict]): Classifier configs by name; see
+            :func:`~kd_mm.models.algorithms.base.student_cfg`. Names appear in logs, metrics and
+            the state_dict (``students.<name>.``). A student's own ``init_cfg`` may load its own
+            plain checkpoint.
         deploy (str, optional): The student that ``predict`` answers with. By default the first.
         views (str): ``'shared'``: all students see the same images (N, C, H, W);
             ``'per_student'``: the pipeline ends in mmpretrain's ``MultiView`` with one view per
