@@ -88,6 +88,7 @@ setup(
     extras_require={
         'all': requirements('mminstall') + requirements('optional'),
         'deploy': requirements('deploy'),
+        'docs': requirements('docs'),
         'tests': requirements('tests') + requirements('deploy'),
     },
     cmdclass={'build_py': BuildPyWithMim},

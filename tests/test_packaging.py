@@ -83,6 +83,7 @@ def test_sdist_holds_what_a_build_and_the_tests_need(archives):
         files = {name.partition('/')[2] for name in sdist.getnames()}
     needed = [name for name in source_files() if name.startswith(('kd_mm/', 'requirements/'))]
     needed += [name for name in source_files() if is_mim_file(name) or name.startswith('tests/')]
+    needed += [name for name in source_files() if name.startswith('docs/')]
     needed += ['setup.py', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md']
     assert set(needed) <= files
     assert not [name for name in files if '.mim' in name or '__pycache__' in name]
@@ -103,7 +104,7 @@ def test_metadata_names_our_bounds_and_no_openmmlab_package(archives):
     metadata = email.message_from_bytes(files[name])
     assert metadata['Name'].replace('-', '_') == 'kd_mm'
     assert metadata['Requires-Python'] == '>=3.10'
-    assert set(metadata.get_all('Provides-Extra')) == {'all', 'deploy', 'tests'}
+    assert set(metadata.get_all('Provides-Extra')) == {'all', 'deploy', 'docs', 'tests'}
 
     required = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     plain = {item.name for item in required if item.marker is None}
@@ -118,6 +119,7 @@ def test_metadata_names_our_bounds_and_no_openmmlab_package(archives):
     assert of_extra('all') == {*forks, 'safetensors', 'scikit-learn'}
     assert of_extra('deploy') == graphs
     assert {'pytest', 'ruff', *graphs} <= of_extra('tests')
+    assert {'sphinx', 'myst-parser'} <= of_extra('docs')
 
 
 def test_version_is_the_same_everywhere(archives):
