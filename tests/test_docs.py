@@ -133,7 +133,12 @@ def check_script(name, arguments, env, folder):
         (folder / stub).write_text(SCRIPT)
         (folder / stub).chmod(0o755)
     record = folder / 'record'
-    run(['bash', REPO / name, *arguments], PATH=f'{folder}:/usr/bin:/bin', RECORD=str(record), **env)
+    run(
+        ['bash', REPO / name, *arguments],
+        PATH=f'{folder}:/usr/bin:/bin',
+        RECORD=str(record),
+        **env,
+    )
     words = record.read_text().split('\0')[:-1]
     (at,) = [i for i, word in enumerate(words) if word.endswith(('/train.py', '/test.py'))]
     if words[:2] == ['-m', 'torch.distributed.run']:
@@ -371,11 +376,7 @@ def test_links_lead_somewhere(path):
 def test_each_module_is_in_the_api_reference():
     text = ''.join(path.read_text() for path in (REPO / 'docs/api').glob('*.md'))
     shown = set(re.findall(r'automodule:: ([\w.]+)', text))
-    packages = {
-        name
-        for name in shown
-        if hasattr(importlib.import_module(name), '__all__')
-    }
+    packages = {name for name in shown if hasattr(importlib.import_module(name), '__all__')}
     missing = {
         info.name
         for info in pkgutil.walk_packages(kd_mm.__path__, 'kd_mm.')

@@ -43,11 +43,6 @@ def options_table(described: type) -> str:
 
     Raises:
         ValueError: If the docstring and the signature do not list the same options.
-
-    Examples:
-        >>> from kd_mm.models.losses import BAKELoss
-        >>> print(options_table(BAKELoss).splitlines()[2][:23])
-        | `omega` | required |
     """
     entries = describe(described)
     signature = inspect.signature(described.__init__).parameters
@@ -84,11 +79,6 @@ def describe(described: type) -> dict[str, str]:
 
     Args:
         described: A class with a docstring in Google's style.
-
-    Examples:
-        >>> from kd_mm.engine.hooks import LossWeightRampHook
-        >>> describe(LossWeightRampHook)['ramp_epochs']
-        'First epoch, counted from 1, with the whole weight.'
     """
     section = SECTION.search(inspect.getdoc(described))[1]
     _, *parts = ENTRY.split(section)
