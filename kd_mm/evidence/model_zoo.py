@@ -344,7 +344,9 @@ def _shortened_tables(zoo: Zoo, folder: Path) -> str:
         ]
         headings = ['Config', 'network', 'measured, shortened', 'gain', 'seeds']
         parts.append(f'[{log.name}]({page}). {told}\n\n{to_markdown(headings, rows)}')
-    return '\n\n'.join(parts) or 'There is no log of shortened runs of these configs.'
+    if not parts:
+        return 'There is no log of shortened runs of these configs.'
+    return '\n\n'.join(['Too short to be set beside a published number:', *parts])
 
 
 def _index_of_logs(zoo: Zoo, what: Mapping[str, str]) -> str:
