@@ -1,0 +1,19 @@
+_base_ = './kdcl-minlogit_2xresnet20_1xb128-300e_cifar100.py'
+
+model = dict(target='general')
+
+# 50 images of each class say how well each student generalises; none is trained on.
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='kd_mm.HoldOut',
+        part='train',
+        num_per_class=50,
+        dataset=_base_.train_dataloader.dataset,
+    )
+)
+default_hooks = dict(
+    generalization_weights=dict(
+        type='kd_mm.GeneralizationWeightsHook', pipeline=_base_.test_pipeline
+    )
+)

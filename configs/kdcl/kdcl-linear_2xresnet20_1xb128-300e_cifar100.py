@@ -1,0 +1,3 @@
+_base_ = './kdcl-minlogit_2xresnet20_1xb128-300e_cifar100.py'
+
+model = dict(target='linear')
