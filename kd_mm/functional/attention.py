@@ -84,11 +84,7 @@ def attention_distance(x: Tensor, y: Tensor) -> Tensor:
         >>> attention_distance(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
         tensor(1.)
     """
-    if x.shape != y.shape:
-        raise ValueError(
-            f'two maps must have one shape, but got {tuple(x.shape)} and {tuple(y.shape)}; the '
-            'stages of a student must halve in size, from shallow to deep'
-        )
+    _check_shapes(x, y)
     return _UnitDistance.apply(at_least_float32(x), at_least_float32(y.detach()))
 
 
@@ -97,23 +93,103 @@ class _UnitDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, y: Tensor) -> Tensor:
-        dims = tuple(range(1, x.ndim))
-        x_norm, y_norm = (
-            torch.linalg.vector_norm(z, dim=dims, keepdim=True).clamp_min(_EPS) for z in (x, y)
-        )
-        cosine = (x * y).sum(dim=dims, keepdim=True) / (x_norm * y_norm)
-        ctx.save_for_backward(x, y, x_norm, y_norm, cosine)
-        # The length of n(z) is 1, and 0 if z = 0.
-        lengths = (x_norm > _EPS).to(x.dtype) + (y_norm > _EPS).to(x.dtype)
-        return (lengths - 2 * cosine).sum() / x.numel()
+        distance, *shares = _unit_distance(x, y, _norm(x), _norm(y))
+        ctx.save_for_backward(x, y, *shares)
+        return distance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        x, y, x_norm, y_norm, cosine = ctx.saved_tensors
-        scale = 2 * grad / (x.numel() * x_norm)
-        along_x = torch.where(x_norm > _EPS, scale * cosine / x_norm, 0)
-        return (x * along_x).addcmul_(y, -scale / y_norm), None
+        x, y, x_share, y_share = ctx.saved_tensors
+        return (x * (grad * x_share)).addcmul_(y, grad * y_share), None
+
+
+def _unit_distance(
+    x: Tensor, y: Tensor, x_norm: Tensor, y_norm: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return d(x, y), and the shares of x and of y in its gradient at x, one per sample."""
+    x_size, y_size = x_norm.clamp_min(_EPS), y_norm.clamp_min(_EPS)
+    cosine = (x * y).sum(dim=tuple(range(1, x.ndim)), keepdim=True) / (x_size * y_size)
+    # The length of n(z) is 1, and 0 if z = 0.
+    lengths = (x_norm / x_size).square() + (y_norm / y_size).square()
+    scale = 2 / (x.numel() * x_size)
+    return (lengths - 2 * cosine).sum() / x.numel(), scale * cosine / x_size, -scale / y_size
+
+
+def _norm(z: Tensor) -> Tensor:
+    """Return the length of each sample, with as many dimensions as it has."""
+    return torch.linalg.vector_norm(z, dim=tuple(range(1, z.ndim)), keepdim=True)
+
+
+def _laid_out_as(x: Tensor, y: Tensor) -> Tensor:
+    """Return y in the memory layout of x: mixed, elementwise operations take five times longer."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _check_shapes(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless two maps have one shape."""
+    if x.shape != y.shape:
+        raise ValueError(
+            f'two maps must have one shape, but got {tuple(x.shape)} and {tuple(y.shape)}; the '
+            'stages of a student must halve in size, from shallow to deep'
+        )
+
+
+def rebuilding_distances(x: Tensor, y: Tensor, y_attention: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Distance of two maps, and that of where they look.
+
+    .. math:: d(x, y), \quad d(\mathrm{att}(x), \mathrm{att}(y))
+
+    as of :func:`attention_distance` and :func:`attention_map`, with one pass over the maps for
+    both gradients. Source: FFSD, the training of a self-distillation neck.
+
+    Args:
+        x: Maps of the learner, (B, C, H, W). Carry gradient.
+        y: Maps of the target, of the same shape. Detached.
+        y_attention: Where the target looks, att(y), (B, 1, H, W). Detached.
+
+    Returns:
+        Two scalars, of the maps and of their attention, in float32 at least.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).reshape(2, 1, 1, 2, 1)
+        >>> rebuilding_distances(x, y, attention_map(y))
+        (tensor(1.), tensor(1.))
+    """
+    _check_shapes(x, y)
+    _check_shapes(x[:, :1], y_attention)
+    maps = (at_least_float32(z) for z in (x, y.detach(), y_attention.detach()))
+    return _RebuildingDistances.apply(*maps)
+
+
+class _RebuildingDistances(torch.autograd.Function):
+    """Both distances. The norm of a map is known by its attention: |x|^2 = C sum(att(x))."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, y_attention: Tensor) -> tuple:
+        x_attention = x.square().mean(dim=1, keepdim=True)
+        x_norm, y_norm = (
+            (x.shape[1] * a.sum(dim=(1, 2, 3), keepdim=True)).sqrt()
+            for a in (x_attention, y_attention)
+        )
+        feature, x_share, y_share = _unit_distance(x, _laid_out_as(x, y), x_norm, y_norm)
+        norms = (_norm(x_attention), _norm(y_attention))
+        attention, *shares = _unit_distance(x_attention, y_attention, *norms)
+        ctx.save_for_backward(x, y, x_share, y_share, x_attention, y_attention, *shares)
+        return feature, attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, feature: Tensor, attention: Tensor) -> tuple:
+        x, y, x_share, y_share, x_attention, y_attention, own, other = ctx.saved_tensors
+        through = x_attention * own + y_attention * other
+        scale = feature * x_share + (2 * attention / x.shape[1]) * through
+        return (x * scale).addcmul_(_laid_out_as(x, y), feature * y_share), None, None
 
 
 def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

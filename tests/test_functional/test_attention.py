@@ -9,6 +9,7 @@ from kd_mm.functional.attention import (
     attention_map,
     diverse_feature_map,
     diversity_distance,
+    rebuilding_distances,
 )
 from tests.references import attention as reference
 
@@ -58,6 +59,23 @@ def test_gradient_reaches_the_learner_alone(distance):
     torch.autograd.gradcheck(lambda z: distance(z, y.detach()), (x.detach().requires_grad_(),))
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_rebuilding_distances_are_the_two_distances(layout):
+    """In one pass, whose gradient is that of both terms with a weight each, in any layout."""
+    x, y = draw(0, 3, 5, 4, 6).contiguous(memory_format=layout), draw(1, 3, 5, 4, 6)
+    x[2], y[1] = 0, 0  # dead maps
+    x, y = x.requires_grad_(), y.requires_grad_()
+
+    together = rebuilding_distances(x, y, attention_map(y))
+    apart = attention_distance(x, y), attention_distance(attention_map(x), attention_map(y))
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-15)
+    gradients = [torch.autograd.grad(3 * a + 5 * b, x)[0] for a, b in (together, apart)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+    assert gradients[0].abs().sum() > 0
+    torch.autograd.backward(rebuilding_distances(x, y, attention_map(y)))
+    assert y.grad is None
+
+
 def test_diverse_map_carries_no_gradient():
     assert not diverse_feature_map(draw(0, 2, 3, 4, 4).requires_grad_()).requires_grad
 
@@ -69,6 +87,7 @@ def test_half_precision_and_autocast_compute_in_float32(dtype):
         results = [
             attention_map(x),
             attention_distance(x, y),
+            *rebuilding_distances(x, y, attention_map(y)),
             diversity_distance(attention_map(x), attention_map(y)),
             diverse_feature_map(x),
         ]
@@ -76,6 +95,7 @@ def test_half_precision_and_autocast_compute_in_float32(dtype):
     expected = [
         attention_map(x),
         attention_distance(x, y),
+        *rebuilding_distances(x, y, attention_map(y)),
         diversity_distance(attention_map(x), attention_map(y)),
         diverse_feature_map(x),
     ]
@@ -89,6 +109,10 @@ def test_half_precision_and_autocast_compute_in_float32(dtype):
     [
         (lambda: attention_map(torch.ones(2, 3)), r'must be \(B, C, H, W\), but got shape \(2, 3'),
         (lambda: attention_distance(torch.ones(1, 4), torch.ones(1, 2)), 'must halve in size'),
+        (
+            lambda: rebuilding_distances(*torch.ones(2, 1, 2, 3, 3), torch.ones(1, 1, 3, 4)),
+            r'but got \(1, 1, 3, 3\) and \(1, 1, 3, 4\)',
+        ),
         (lambda: diversity_distance(torch.ones(1, 4), torch.ones(1, 5)), 'deepest maps of two'),
         (lambda: diverse_feature_map(torch.ones(1, 3, 1, 2)), 'at least 3, but got 2'),
     ],

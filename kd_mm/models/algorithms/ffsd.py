@@ -15,6 +15,7 @@ from kd_mm.functional.attention import (
     attention_map,
     diverse_feature_map,
     diversity_distance,
+    rebuilding_distances,
 )
 from kd_mm.functional.divergence import at_least_float32, check_temperature, soft_target_kl
 from kd_mm.functional.mutual_learning import mutual_kl
@@ -270,12 +271,10 @@ class FFSD(BaseCohort):
         for name in self.taught:
             *shallow, deepest = maps[name]
             rebuilt = self.self_distillation[name](deepest.detach())
-            terms = {
-                'feature': _total(rebuilt, shallow),
-                'attention': _total([attention_map(m) for m in rebuilt], attention[name]),
-            }
-            for term, value in terms.items():
-                losses[f'{name}/loss_neck_{term}'] = self.self_distillation_weight * value
+            stages = zip(rebuilt, shallow, attention[name], strict=True)
+            feature, attended = zip(*(rebuilding_distances(*s) for s in stages), strict=True)
+            for term, values in (('feature', feature), ('attention', attended)):
+                losses[f'{name}/loss_neck_{term}'] = self.self_distillation_weight * sum(values)
         return losses
 
     def logits_beside(self, maps: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:

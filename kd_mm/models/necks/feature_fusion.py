@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from kd_mm.registry import MODELS
 
+from .layout import fastest_layout
+
 
 def _separable(in_channels: int, out_channels: int, norm_cfg: dict) -> nn.Module:
     """Depthwise 3x3 and pointwise convolution, each with normalisation and ReLU."""
@@ -62,8 +64,9 @@ class FeatureFusionNeck(BaseModule):
         Returns:
             The fused map (B, out_channels, H, W), and logits (B, num_classes).
         """
-        fused = self.fuse(torch.cat(tuple(maps), dim=1))
-        return fused, self.fc(fused.mean(dim=(2, 3)))
+        fused = self.fuse(torch.cat([fastest_layout(level) for level in maps], dim=1))
+        # Channels last by name, too, so that the gradient is laid out as the map.
+        return fused, self.fc(fused.permute(0, 2, 3, 1).mean(dim=(1, 2)))
 
 
 @MODELS.register_module()
@@ -98,4 +101,4 @@ class FusionDecoder(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        return self.widen(x)
+        return self.widen(fastest_layout(x))
