@@ -874,6 +874,7 @@ def test_vanilla_swin_is_the_stock_recipe_on_fewer_gpus(network):
         'custom_hooks.0.type',
         'custom_hooks.1.type',
         'custom_hooks.2.type',
+        'default_hooks.runtime_info.type',
         'default_hooks.seed.type',
         'default_hooks.safe_checkpoints.type',
     }

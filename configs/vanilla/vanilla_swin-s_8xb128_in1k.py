@@ -3,6 +3,7 @@ _base_ = ['mmpretrain::swin_transformer/swin-small_16xb64_in1k.py', '../_base_/k
 # The stock batch of 1024 on 8 GPUs instead of 16.
 train_dataloader = dict(batch_size=128)
 default_hooks = dict(
+    runtime_info=dict(type='kd_mm.LazyRuntimeInfoHook'),
     seed=dict(type='kd_mm.SeedHook'),
     safe_checkpoints=dict(type='kd_mm.SafeCheckpointHook'),
 )

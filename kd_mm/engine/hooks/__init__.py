@@ -4,6 +4,7 @@ from .checkpoint_guard_hook import CheckpointGuardHook
 from .diagnostics_hook import DiagnosticsHook
 from .export_hook import ExportHook
 from .generalization_weights_hook import GeneralizationWeightsHook
+from .lazy_runtime_info_hook import LazyRuntimeInfoHook
 from .learning_curve_hook import LearningCurveHook
 from .loss_guard_hook import LossGuardHook
 from .loss_weight_ramp_hook import LossWeightRampHook
@@ -15,6 +16,7 @@ __all__ = [
     'DiagnosticsHook',
     'ExportHook',
     'GeneralizationWeightsHook',
+    'LazyRuntimeInfoHook',
     'LearningCurveHook',
     'LossGuardHook',
     'LossWeightRampHook',
