@@ -548,8 +548,10 @@ def test_types_of_ours_have_the_prefix_and_resolve(path):
 
 
 @pytest.mark.parametrize('path', PATHS)
-def test_a_stopped_run_resumes_exactly(path):
+def test_a_stopped_run_resumes_exactly_and_no_log_waits_for_the_device(path):
     hooks = _load(path).default_hooks
+    assert hooks.runtime_info.type == 'kd_mm.LazyRuntimeInfoHook'
+    assert hooks.compile.type == 'kd_mm.CompileHook'
     assert hooks.seed.type == 'kd_mm.SeedHook'
     assert hooks.safe_checkpoints.type == 'kd_mm.SafeCheckpointHook'
 
@@ -877,6 +879,7 @@ def test_vanilla_swin_is_the_stock_recipe_on_fewer_gpus(network):
         'default_hooks.runtime_info.type',
         'default_hooks.seed.type',
         'default_hooks.safe_checkpoints.type',
+        'default_hooks.compile.type',
     }
     assert theirs.keys() <= ours.keys()
 

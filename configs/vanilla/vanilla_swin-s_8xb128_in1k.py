@@ -6,4 +6,5 @@ default_hooks = dict(
     runtime_info=dict(type='kd_mm.LazyRuntimeInfoHook'),
     seed=dict(type='kd_mm.SeedHook'),
     safe_checkpoints=dict(type='kd_mm.SafeCheckpointHook'),
+    compile=dict(type='kd_mm.CompileHook'),
 )

@@ -100,7 +100,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
     if 'Amp' in str((cfg.get('optim_wrapper') or {}).get('type')) and not is_cuda_available():
         raise ValueError(
             'mixed precision needs a GPU, but got AmpOptimWrapper on a machine without one; leave '
-            'out --amp'
+            "out --amp, or set optim_wrapper.type='kd_mm.Bfloat16OptimWrapper'"
         )
     check_parts(cfg)
     if cfg.get('work_dir') is not None:

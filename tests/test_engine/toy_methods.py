@@ -98,6 +98,7 @@ def build_runner(method, work_dir, model=None, optim=(), **changes):
         'custom_hooks': hooks,
         'default_hooks': {
             'runtime_info': {'type': 'kd_mm.LazyRuntimeInfoHook'},
+            'compile': {'type': 'kd_mm.CompileHook'},
             'logger': {'type': 'LoggerHook', 'interval': 2},
             'checkpoint': {'type': 'CheckpointHook', 'interval': 1},
             'seed': {'type': 'kd_mm.SeedHook'},

@@ -1,6 +1,8 @@
 """Hooks of the training loop."""
 
+from .channels_last_hook import ChannelsLastHook
 from .checkpoint_guard_hook import CheckpointGuardHook
+from .compile_hook import CompileHook
 from .diagnostics_hook import DiagnosticsHook
 from .export_hook import ExportHook
 from .generalization_weights_hook import GeneralizationWeightsHook
@@ -12,7 +14,9 @@ from .safe_checkpoint_hook import SafeCheckpointHook
 from .seed_hook import SeedHook
 
 __all__ = [
+    'ChannelsLastHook',
     'CheckpointGuardHook',
+    'CompileHook',
     'DiagnosticsHook',
     'ExportHook',
     'GeneralizationWeightsHook',

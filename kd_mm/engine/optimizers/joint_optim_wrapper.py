@@ -83,8 +83,9 @@ class JointOptimWrapper(OptimWrapperDict):
             gradients are clipped each by its own wrapper's ``clip_grad``, whose norm is logged
             as ``<name>.grad_norm``.
         cfg (dict, optional): The wrapper of all: ``type='OptimWrapper'`` (the default) or
-            ``'AmpOptimWrapper'`` and its arguments, such as ``accumulative_counts``,
-            ``clip_grad`` (over all parts together) or ``loss_scale``. Left as it is.
+            ``'AmpOptimWrapper'`` or ``'kd_mm.Bfloat16OptimWrapper'``, and its arguments, such as
+            ``accumulative_counts``, ``clip_grad`` (over all parts together) or ``loss_scale``.
+            Left as it is.
 
     Examples:
         >>> import torch

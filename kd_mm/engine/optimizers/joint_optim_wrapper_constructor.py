@@ -14,7 +14,7 @@ from kd_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 from .joint_optim_wrapper import JointOptimWrapper
 
-TYPES = ('OptimWrapper', 'AmpOptimWrapper')
+TYPES = ('OptimWrapper', 'AmpOptimWrapper', 'kd_mm.Bfloat16OptimWrapper')
 PART_OPTIONS = ('prefix', 'optimizer', 'paramwise_cfg', 'clip_grad', 'constructor')
 SHOWN = 3
 
@@ -48,8 +48,9 @@ class JointOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg (dict): ``parts``, and the settings of the wrapper of all: ``type``
-            (``'OptimWrapper'`` or ``'AmpOptimWrapper'``), ``accumulative_counts``, ``clip_grad``
-            over all parts, ``loss_scale`` and ``dtype`` under AMP. A part is a dict of
+            (``'OptimWrapper'``, ``'AmpOptimWrapper'`` or ``'kd_mm.Bfloat16OptimWrapper'``),
+            ``accumulative_counts``, ``clip_grad`` over all parts, ``loss_scale`` and ``dtype``
+            under AMP. A part is a dict of
 
             - ``optimizer``: config of the optimizer;
             - ``prefix``: name, or list of names, of the modules whose parameters it trains;

@@ -1,0 +1,42 @@
+"""Training in bfloat16, with or without a GPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from kd_mm.registry import OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16OptimWrapper(OptimWrapper):
+    """MMEngine's ``OptimWrapper`` whose forward passes run under bfloat16 autocast.
+
+    Unlike ``AmpOptimWrapper`` it runs on a CPU as well, and has no GradScaler: bfloat16 has the
+    range of float32, so that no gradient vanishes for want of a scale, and the host need not wait
+    in each step to see whether one overflowed. Weights, gradients and optimizers stay in float32,
+    and so do the losses of kd_mm.
+
+    Args:
+        **kwargs: Arguments of MMEngine's ``OptimWrapper``.
+
+    Examples:
+        >>> layer = nn.Linear(1, 1)
+        >>> wrapper = Bfloat16OptimWrapper(torch.optim.SGD(layer.parameters(), lr=0.1))
+        >>> with wrapper.optim_context(layer):
+        ...     layer(torch.ones(1, 1)).dtype
+        torch.bfloat16
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run what is inside under autocast.
+
+        Args:
+            model: The trained model, wrapped or not, on its device.
+        """
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
+            yield
