@@ -313,6 +313,8 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
                 plain['param_scheduler'] = plain['param_scheduler'].get(
                     part, plain['param_scheduler']
                 )
+    if (plain.get('optim_wrapper') or {}).get('type') == 'kd_mm.Bfloat16OptimWrapper':
+        plain['optim_wrapper'].update(type='AmpOptimWrapper', dtype='bfloat16')
     plain['model'] = plain_model_cfg(plain['model'])
     if plain.get('train_dataloader'):
         augments = (plain.get('data_preprocessor') or {}).get('augments', ())

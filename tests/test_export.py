@@ -242,6 +242,17 @@ def test_plain_config_has_none_of_a_cohorts_hooks_and_metrics():
     assert plain.val_evaluator == {'type': 'Accuracy', 'topk': (1, 5)}
 
 
+def test_plain_config_trains_in_bfloat16_by_mmengines_wrapper():
+    cfg = cohort()
+    cfg.optim_wrapper = {
+        'type': 'kd_mm.Bfloat16OptimWrapper',
+        'optimizer': {'type': 'SGD', 'lr': 0.1},
+    }
+    wrapper = plain_cfg(cfg).optim_wrapper
+    assert (wrapper.type, wrapper.dtype) == ('AmpOptimWrapper', 'bfloat16')
+    assert cfg.optim_wrapper.type == 'kd_mm.Bfloat16OptimWrapper'
+
+
 NORMED = {
     'type': 'SwinTransformer',
     'arch': {'embed_dims': 8, 'depths': [1, 1, 1, 1], 'num_heads': [1, 1, 2, 2]},

@@ -28,6 +28,9 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from kd_mm.engine.hooks import ChannelsLastHook
+from kd_mm.engine.hooks.channels_last_hook import use_channels_last
+from kd_mm.engine.hooks.compile_hook import keep_eager
 from kd_mm.export import plain_cfg
 from kd_mm.models.algorithms import BaseCohort
 from kd_mm.models.algorithms.base import student_cfg
@@ -60,6 +63,9 @@ def compare_steps(
     :mod:`kd_mm.export` for each name: the times of their steps add up, and so do their memories,
     as they would on a device each. A cohort with views per student gets each view of its own, of
     the same images.
+
+    What a config says of ``compile``, ``kd_mm.ChannelsLastHook`` and its optimizer wrapper holds,
+    as in a run of it; of what else its hooks do, nothing.
 
     Peak memory is measured in one more step of each recipe: its weights, buffers and optimizer
     state, and the most that the step holds beside them at any moment (gradients, the graph, the
@@ -162,7 +168,9 @@ def compare_steps(
     report['ratio'] = {**_median_with_interval(ratios), 'pairs': ratios}
     report['distillation'] = None
     classifiers = all(isinstance(side.model, ImageClassifier) for side in sides)
-    if same_weights and classifiers and len(sides) == 2:
+    alike = all(_switches(cfg) == _switches(config) for cfg in against)
+    timed = all(side.loss_span is not None for side in sides)
+    if same_weights and classifiers and alike and timed and len(sides) == 2:
         loss_times = [watch.milliseconds(side_spans) for side_spans in loss_spans]
         extra = [a - b for a, b in zip(*loss_times, strict=True)]
         plain_ms = report['sum']['step_ms']['median']
@@ -316,7 +324,7 @@ class Side:
         num_views: Views of each image that a step takes; None where it takes the images.
         loss: The last step's loss.
         loss_span: Start of the last step's head loss and end of its backward, as the stopwatch
-            tells time. None if the model has no single head.
+            tells time. None if the model has no single head, or is compiled.
     """
 
     def __init__(self, config: Config, settings: dict, device: str, watch: 'Stopwatch'):
@@ -347,7 +355,14 @@ class Side:
         self.num_views = len(self.networks) if per_student and not drawn else None
         self.loss = None
         self.loss_span = None
-        if isinstance(self.model, ImageClassifier):
+        compiled, channels_last, _ = _switches(config)
+        if channels_last:
+            use_channels_last(self.model)
+        if compiled:
+            keep_eager(self.optim_wrapper)
+            options = {} if compiled is True else compiled
+            self.model.train_step = torch.compile(self.model.train_step, **options)
+        elif isinstance(self.model, ImageClassifier):
             self._time_loss(watch)
 
     def step(self, data: dict) -> None:
@@ -407,6 +422,14 @@ def _names_of(against: list[Config], names: Sequence[str] | None) -> list[str]:
             f'{list(names)}.'
         )
     return list(names)
+
+
+def _switches(config: Config) -> tuple[bool | dict, bool, str | None]:
+    """Return what a config makes faster: ``compile``, channels last, and its wrapper's type."""
+    hooks = [*(config.get('default_hooks') or {}).values(), *(config.get('custom_hooks') or [])]
+    types = [hook.get('type') for hook in hooks if hook]
+    channels_last = 'kd_mm.ChannelsLastHook' in types or ChannelsLastHook in types
+    return config.get('compile') or False, channels_last, config.optim_wrapper.get('type')
 
 
 def _speed(times: list[float], batch_size: int) -> dict:

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmpretrain.models.heads import LinearClsHead
 from torch import nn
 
+from kd_mm.engine.optimizers import Bfloat16OptimWrapper
 from kd_mm.export import plain_cfg
 from kd_mm.models.heads import BAKEHead
 from kd_mm.utils import benchmark
@@ -171,9 +172,10 @@ def tool(monkeypatch, tmp_path):
     """Run the tool with arguments; return the names and configs that it compares with."""
 
     def run(*arguments):
-        given = []
+        given = run.given = []
+        run.report = {'config': {'name': 'a'}}
         monkeypatch.setattr(
-            benchmark, 'compare_steps', lambda *args, **_: given.extend(args) or {}
+            benchmark, 'compare_steps', lambda *args, **_: given.extend(args) or run.report
         )
         monkeypatch.setattr(benchmark, 'to_markdown', lambda report: '')
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
@@ -202,6 +204,20 @@ def test_the_tool_compares_with_what_it_is_told(tool, tmp_path):
     )
     assert names is None
     assert [Path(cfg.filename).name for cfg in against] == ['a.py', 'bake.py']
+
+
+def test_options_change_the_first_config_alone(tool, tmp_path):
+    path = tmp_path / 'bake.py'
+    tiny_config().dump(path)
+    options = ['--cfg-options', 'compile=True', 'model.head.omega=0.25']
+    for more in (['--against', path], []):
+        _, (other,) = tool(path, *options, *more)
+        config = tool.given[0]
+        assert (config.compile, config.model.head.omega) == (True, 0.25)
+        assert 'compile' not in other
+        assert 'omega' not in other.model.head
+        name = 'a with compile=True, model.head.omega=0.25'
+        assert tool.report['config']['name'] == name
 
 
 @pytest.fixture
@@ -249,6 +265,33 @@ def test_pairs_alternate_on_equal_images_weights_and_random_numbers(recorded):
     assert recorded[0][2].dtype == torch.uint8
     assert len(report['config']['step_ms']['all']) == 3
     assert [side for side, *_ in peaks] == [bake, plain]
+
+
+def test_switches_hold_on_their_side_alone(recorded, monkeypatch):
+    config = tiny_config()
+    config.compile = {'backend': 'eager'}
+    config.custom_hooks = [{'type': 'kd_mm.ChannelsLastHook'}]
+    config.optim_wrapper.type = 'kd_mm.Bfloat16OptimWrapper'
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda step, **k: compiled.append(k) or step)
+    report = compare(config, tiny_config())
+    fast, plain = recorded[0][0], recorded[1][0]
+    assert compiled == [{'backend': 'eager'}]
+    last = {'memory_format': torch.channels_last}
+    formats = [side.model.backbone.conv1.weight.is_contiguous(**last) for side in (fast, plain)]
+    assert formats == [True, False]
+    assert isinstance(fast.optim_wrapper, Bfloat16OptimWrapper)
+    assert not isinstance(plain.optim_wrapper, Bfloat16OptimWrapper)
+    assert fast.loss != plain.loss
+    assert report['distillation'] is None
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_what_the_head_adds_is_told_of_sides_with_equal_switches(same):
+    config, plain = tiny_config(), tiny_config('LinearClsHead')
+    for cfg in (config, plain) if same else (config,):
+        cfg.default_hooks = {'last': {'type': 'kd_mm.ChannelsLastHook'}}
+    assert (compare(config, plain)['distillation'] is not None) == same
 
 
 @pytest.mark.parametrize('views', ['per_student', 'shared'])

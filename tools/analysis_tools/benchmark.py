@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from kd_mm.export import plain_cfg, student_names
 from kd_mm.utils import launch
 from kd_mm.utils.benchmark import compare_steps, to_markdown
-from kd_mm.utils.configs import USER_ERRORS, explained, read_config
+from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained, read_config
 from kd_mm.utils.preflight import check_types
 
 
@@ -29,6 +29,13 @@ def parse_args():
         nargs='+',
         metavar='CONFIG',
         help='config to compare with, or several whose steps add up (CONFIG undistilled)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        help='settings of CONFIG alone, as key=value pairs (compile=True)',
     )
     parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
     parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
@@ -53,14 +60,15 @@ def parse_args():
 
 
 def measure(args):
-    config = read_config(args.config)
+    config = read_config(args.config, args.cfg_options)
     init_default_scope(config.get('default_scope') or 'mmpretrain')
     check_types(config.to_dict())
     if args.against:
         names, against = None, [read_config(path) for path in args.against]
     else:
-        names = student_names(config) or None
-        against = [plain_cfg(config, name) for name in names or [None]]
+        given = read_config(args.config)
+        names = student_names(given) or None
+        against = [plain_cfg(given, name) for name in names or [None]]
     for cfg in against:
         check_types(cfg.to_dict())
     with explained('the steps cannot be timed', 'look at the config and at the sizes given'):
@@ -88,6 +96,9 @@ def main():
         report = measure(args)
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
+    if args.cfg_options:
+        options = ', '.join(f'{key}={value}' for key, value in args.cfg_options.items())
+        report['config']['name'] += f' with {options}'
     report['command'] = shlex.join(['python', *sys.argv])
     table = to_markdown(report)
     print(table)
