@@ -113,9 +113,7 @@ def compare_steps(
     init_default_scope('mmpretrain')
     plain = plain_cfg(config)
     settings = {
-        'batch_size': batch_size or _configured_batch_size(plain),
-        'img_size': img_size or _configured_img_size(plain),
-        'num_classes': num_classes or _configured_num_classes(plain),
+        **sizes_of(plain, batch_size, img_size, num_classes),
         'steps': steps,
         'warmup': warmup,
         'clock': clock,
@@ -179,6 +177,30 @@ def compare_steps(
             'overhead': _median_with_interval([value / plain_ms for value in extra]),
         }
     return report
+
+
+def sizes_of(
+    plain: Config, batch_size: int | None, img_size: int | None, num_classes: int | None
+) -> dict:
+    """Return the sizes of a step: those given, or else those of a config.
+
+    Args:
+        plain: Config of one network.
+        batch_size: Images in a step.
+        img_size: Height and width in pixels.
+        num_classes: Number of classes.
+
+    Returns:
+        dict: ``batch_size``, ``img_size`` and ``num_classes``.
+
+    Raises:
+        ValueError: If a size is neither given nor found.
+    """
+    return {
+        'batch_size': batch_size or _configured_batch_size(plain),
+        'img_size': img_size or _configured_img_size(plain),
+        'num_classes': num_classes or _configured_num_classes(plain),
+    }
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> list[float]:
