@@ -300,6 +300,8 @@ def _check_type(node: Mapping, path: str) -> None:
     known = options(ours[short])
     if short in kd_mm.registry.HOOKS.module_dict:
         known |= {'priority'}
+    if short in kd_mm.registry.OPTIM_WRAPPERS.module_dict:  # for who builds it
+        known |= {'constructor', 'paramwise_cfg', 'parts'}
     for key in node:
         if key not in known and key not in ('type', '_scope_'):
             raise TypeError(f'{path}: {name} has no option {key}{_guess(key, list(known))}')

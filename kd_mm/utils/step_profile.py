@@ -88,8 +88,9 @@ def profile_step(
     log = _logging(config)
 
     def step() -> None:
+        data = batch.fresh(side.num_views)
         with record_function(MARK + STEP):
-            outputs = side.model.train_step(batch.fresh(side.num_views), side.optim_wrapper)
+            outputs = side.model.train_step(data, side.optim_wrapper)
             with record_function(MARK + 'logging'):
                 log(outputs)
 

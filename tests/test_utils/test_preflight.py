@@ -91,6 +91,30 @@ def test_a_good_config_passes(image_folder):
     check_config(cfg, (TRAIN,))
 
 
+@pytest.mark.parametrize(
+    ('path', 'more'),
+    [
+        (DIGITS, {'optim_wrapper.paramwise_cfg.norm_decay_mult': 0.0}),
+        ('configs/ffsd/ffsd_resnet20_1xb64_digits.py', {}),  # an optimizer for each part
+    ],
+)
+def test_what_makes_a_step_faster_passes(path, more):
+    cfg = Config.fromfile(REPO / path)
+    cfg.merge_from_dict(
+        {
+            **more,
+            'compile': True,
+            'default_hooks.channels_last.type': 'kd_mm.ChannelsLastHook',
+            'optim_wrapper.type': 'kd_mm.Bfloat16OptimWrapper',
+            'optim_wrapper.accumulative_counts': 2,
+        }
+    )
+    check_config(cfg, (TRAIN, 'val_dataloader'))
+    cfg.optim_wrapper.dtype = 'float16'
+    with pytest.raises(TypeError, match='Bfloat16OptimWrapper has no option dtype'):
+        check_config(cfg, (TRAIN, 'val_dataloader'))
+
+
 def test_missing_and_empty_data_folders(tmp_path):
     key = {f'{TRAIN}__dataset__data_root': str(tmp_path / 'no')}
     refused(
