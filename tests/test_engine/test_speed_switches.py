@@ -170,3 +170,15 @@ def test_compiled_terms_have_the_same_values_and_gradients(method):
         found.append((losses, {n: p.grad for n, p in model.named_parameters()}))
     assert_equal(found[1], found[0])
     assert counters['stats']['unique_graphs'] > 0
+
+
+def test_activations_may_be_computed_anew_in_a_compiled_step():
+    torch.compiler.reset()
+    found = []
+    for compiled in (False, True):
+        model = build('naive', with_cp=True)
+        forward = torch.compile(model.forward, backend='eager') if compiled else model.forward
+        losses = forward(**model.data_preprocessor(batch(), training=True), mode='loss')
+        sum(losses.values()).backward()
+        found.append((losses, {n: p.grad for n, p in model.named_parameters()}, weights(model)))
+    assert_equal(found[1], found[0])

@@ -290,15 +290,9 @@ class BaseCohort(BaseModel):
 
     def _maps(self, student: nn.Module, view: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of a student's backbone, with gradient."""
-        if not self.with_cp:
-            return student.extract_feat(view, stage='backbone')
-        return torch.utils.checkpoint.checkpoint(
-            student.extract_feat,
-            view,
-            stage='backbone',
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _statistics_kept(student.backbone)),
-        )
+        if self.with_cp:
+            return _maps_without_activations(student, view)
+        return student.extract_feat(view, stage='backbone')
 
     def _feats(self, student: nn.Module, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return what the head takes: the backbone's outputs, through the neck if there is one."""
@@ -387,6 +381,18 @@ class BaseCohort(BaseModel):
             maps: Each student's backbone outputs.
         """
         return {}
+
+
+@torch.compiler.disable  # torch.compile takes no context_fn of ours
+def _maps_without_activations(student: nn.Module, view: Tensor) -> tuple[Tensor, ...]:
+    """Return a student's maps; the backward pass computes what lies before them anew."""
+    return torch.utils.checkpoint.checkpoint(
+        student.extract_feat,
+        view,
+        stage='backbone',
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _statistics_kept(student.backbone)),
+    )
 
 
 @contextmanager
