@@ -182,3 +182,17 @@ def test_activations_may_be_computed_anew_in_a_compiled_step():
         sum(losses.values()).backward()
         found.append((losses, {n: p.grad for n, p in model.named_parameters()}, weights(model)))
     assert_equal(found[1], found[0])
+
+
+def test_a_run_goes_on_with_and_without_channels_last(tmp_path):
+    def run(folder, *hooks, epochs=2, **changes):
+        train_cfg = {'by_epoch': True, 'max_epochs': epochs}
+        return train('dml', tmp_path / folder, hooks, train_cfg=train_cfg, **changes)[1]
+
+    whole = run('whole', ChannelsLastHook())
+    resumed = {'resume': True, 'load_from': str(tmp_path / 'whole/epoch_1.pth')}
+    assert_equal(run('with', ChannelsLastHook(), **resumed), whole)
+    without = run('without', **resumed)
+    assert all(tensor.is_contiguous() for tensor in without.values())
+    assert not all(tensor.is_contiguous() for tensor in whole.values())
+    torch.testing.assert_close(without, whole, rtol=1e-2, atol=1e-3)

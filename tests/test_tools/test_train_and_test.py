@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,14 +140,31 @@ def test_no_validate_trains_without_validation(tmp_path):
     assert (tmp_path / 'deploy/model.pth').exists()
 
 
-def merged(monkeypatch, *arguments):
-    """The config that tools/train.py makes of its command line."""
+def parsed(monkeypatch, *arguments):
+    """tools/train.py as a module, and what it makes of its command line."""
     spec = importlib.util.spec_from_file_location('train', REPO / 'tools/train.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, 'argv', ['train.py', str(REPO / CONFIG), *arguments])
-    args = tool.parse_args()
+    return tool, tool.parse_args()
+
+
+def merged(monkeypatch, *arguments):
+    """The config that tools/train.py makes of its command line."""
+    tool, args = parsed(monkeypatch, *arguments)
     return tool.merge_args(read_config(args.config, args.cfg_options), args)
+
+
+def test_a_run_has_each_hook_that_it_needs_once(monkeypatch, tmp_path):
+    tool, args = parsed(monkeypatch, '--work-dir', str(tmp_path))
+    monkeypatch.setattr(tool.preflight, 'check_config', lambda *_: None)
+    needed = {'CheckpointGuardHook', 'CompileHook', 'SafeCheckpointHook', 'SeedHook'}
+    hooks = []
+    run = SimpleNamespace(hooks=hooks, register_hook=hooks.append, train=lambda: None)
+    monkeypatch.setattr(tool, 'Runner', SimpleNamespace(from_cfg=lambda cfg: run))
+    for _ in range(2):
+        tool.train(args)
+        assert sorted(type(hook).__name__ for hook in hooks) == sorted(needed)
 
 
 def test_flags_of_mmpretrain_do_what_they_say(monkeypatch):
