@@ -111,7 +111,7 @@ def predict(work_dir: Path, cfg: Config) -> RunPredictions:
         samples = model.val_step(batch)
         own = torch.cat([sample.gt_label for sample in samples])
         labels.append(own.cpu())
-        for name, scores in _scores(samples).items():
+        for name, scores in scores_by_network(samples).items():
             confidence, predicted = scores.max(dim=1)
             true_prob = scores.gather(1, own[:, None]).squeeze(1)
             columns = torch.stack([predicted.double(), confidence.double(), true_prob.double()])
@@ -135,8 +135,16 @@ def predict(work_dir: Path, cfg: Config) -> RunPredictions:
     return read_predictions(work_dir)
 
 
-def _scores(samples: list[DataSample]) -> dict[str, Tensor]:
-    """Return the class probabilities (n, K) of each network that the log has an accuracy of."""
+def scores_by_network(samples: list[DataSample]) -> dict[str, Tensor]:
+    """Return the class probabilities of each network that the log has an accuracy of.
+
+    Args:
+        samples: Predictions of a cohort or of a classifier.
+
+    Returns:
+        (n, K) by name: the students, their ensemble, and what is no part of it (FFSD's leader and
+        its fusion); of one network alone, its own.
+    """
     if 'student_scores' not in samples[0]:
         return {SINGLE: torch.stack([sample.pred_score for sample in samples])}
     scores = {

@@ -10,6 +10,7 @@ from .lazy_runtime_info_hook import LazyRuntimeInfoHook
 from .learning_curve_hook import LearningCurveHook
 from .loss_guard_hook import LossGuardHook
 from .loss_weight_ramp_hook import LossWeightRampHook
+from .picture_hook import PictureHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .seed_hook import SeedHook
 
@@ -24,6 +25,7 @@ __all__ = [
     'LearningCurveHook',
     'LossGuardHook',
     'LossWeightRampHook',
+    'PictureHook',
     'SafeCheckpointHook',
     'SeedHook',
 ]

@@ -1,0 +1,33 @@
+"""Draw whom the images of a training batch listen to under BAKE, and one image's soft target."""
+
+import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.evidence.run_log import SINGLE
+from kd_mm.utils.configs import read_config
+from kd_mm.visualization.figures import affinity_figure, save
+from kd_mm.visualization.inputs import arguments, batch_knowledge, load_model, user_errors
+
+
+def main() -> None:
+    parser = arguments(__doc__, 'affinity.png')
+    parser.add_argument(
+        '-n', '--number', type=int, default=16, help='images to show, the first of the batch (16)'
+    )
+    parser.add_argument(
+        '--index', type=int, default=0, help='the image whose soft target is shown (0)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the batch (0)')
+    args = parser.parse_args()
+    with user_errors(args):
+        cfg = read_config(args.config, args.cfg_options)
+        loaded = load_model(cfg, args.checkpoint, args.device)
+        found, classes = batch_knowledge(loaded, cfg, args.number, args.seed)
+        path = args.save_path
+        for name, batch in found.items():
+            if name != SINGLE:  # a file for each student
+                path = args.save_path.with_stem(f'{args.save_path.stem}_{name}')
+            save(affinity_figure(batch, args.index, classes), path)
+            print('wrote', path)
+
+
+if __name__ == '__main__':
+    main()

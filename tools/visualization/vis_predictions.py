@@ -1,0 +1,31 @@
+"""Draw what each network of a checkpoint predicts: students, ensemble, leader and fusion."""
+
+import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.utils.configs import read_config
+from kd_mm.visualization.figures import predictions_figure, save
+from kd_mm.visualization.inputs import (
+    add_image_arguments,
+    arguments,
+    check_number,
+    load_model,
+    look_at,
+    user_errors,
+)
+
+
+def main() -> None:
+    parser = arguments(__doc__, 'predictions.png')
+    add_image_arguments(parser)
+    parser.add_argument('--topk', type=int, default=5, help='classes per image (5)')
+    args = parser.parse_args()
+    with user_errors(args):
+        check_number('--topk', args.topk)
+        cfg = read_config(args.config, args.cfg_options)
+        loaded = load_model(cfg, args.checkpoint, args.device)
+        looks, classes = look_at(loaded, cfg, args.img, args.phase, args.number)
+        save(predictions_figure(looks, classes, args.topk), args.save_path)
+    print('wrote', args.save_path)
+
+
+if __name__ == '__main__':
+    main()
