@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 
 from kd_mm.evidence.figures import COLORS, REFERENCE
+from kd_mm.evidence.run_log import SINGLE
 
 from .networks import BatchKnowledge, Look, Views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 BLUE, RED, GREEN, ORANGE = COLORS[0], COLORS[1], COLORS[2], COLORS[4]
 RIGHT, WRONG = '\N{CHECK MARK}', '\N{BALLOT X}'  # told apart without colour, too
@@ -33,7 +35,8 @@ STYLE = {
     'axes.spines.right': False,
     'svg.fonttype': 'none',
 }
-NAMED = 10  # classes that the bars of a soft target name
+NAMED, NARROW = 10, 16  # classes that the bars of a soft target name, and letters of a name
+MATRIX, LETTER = 4.9, 0.07  # inches
 
 
 class Cell(NamedTuple):
@@ -48,6 +51,16 @@ class Cell(NamedTuple):
     image: np.ndarray
     caption: str = ''
     color: str = 'black'
+
+
+class _Series(NamedTuple):
+    """Bars over classes: title, values (K,), a mark for each, colour and end of the axis."""
+
+    title: str
+    values: np.ndarray
+    mark: np.ndarray | None
+    color: str
+    limit: float
 
 
 def styled(draw: Callable) -> Callable:
@@ -80,7 +93,7 @@ def class_name(classes: Sequence[str], label: int, width: int = 18) -> str:
         ('tench', '7')
     """
     name = str(classes[label]).partition(',')[0] if label < len(classes) else str(label)
-    return textwrap.shorten(name, width, placeholder='…') if ' ' in name else _cut(name, width)
+    return _cut(name, width)
 
 
 def _cut(name: str, width: int) -> str:
@@ -94,8 +107,8 @@ def percent(probability: float) -> str:
         >>> percent(0.987), percent(0.99996), percent(0.0001), percent(1)
         ('98.7 %', '>99.9 %', '<0.1 %', '100 %')
     """
-    if probability == 1:
-        return '100 %'
+    if probability in (0, 1):
+        return f'{100 * probability:.0f} %'
     if probability > 0.9995:
         return '>99.9 %'
     return '<0.1 %' if 0 < probability < 0.0005 else f'{100 * probability:.1f} %'
@@ -167,8 +180,7 @@ def image_grid(
             axis.imshow(cell.image, interpolation='nearest')
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set(visible=True, color=REFERENCE, linewidth=0.5)
-            size = 8.5 * min(1, 22 / max(len(cell.caption), 1))  # as wide as the cell, at most
-            axis.set_xlabel(cell.caption, color=cell.color, labelpad=2.5, fontsize=size)
+            _caption(axis, cell.caption, cell.color)
             if y == 0:
                 axis.set_title(titles[x], fontsize=10, pad=4)
     if scale:
@@ -186,6 +198,12 @@ def image_grid(
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
     return figure
+
+
+def _caption(axis: 'Axes', text: str, color: str = 'black') -> None:
+    """Write below an image, as wide as a cell at most."""
+    size = 8.5 * min(1, 21 / max(len(text), 1))
+    axis.set_xlabel(text, color=color, labelpad=2.5, fontsize=size)
 
 
 def _wrapped(title: str) -> str:
@@ -216,7 +234,12 @@ def attention_figure(looks: Sequence[Look], classes: Sequence[str] = ()) -> 'Fig
     keys = list(looks[0].attention)
     layers = {network: {layer for name, layer in keys if name == network} for network, _ in keys}
     titles = [
-        network if len(layers[network]) == 1 else f'{network}\n{layer}' for network, layer in keys
+        network
+        if len(layers[network]) == 1
+        else layer
+        if network == SINGLE
+        else f'{network}\n{layer}'
+        for network, layer in keys
     ]
     rows = []
     for look in looks:
@@ -229,13 +252,13 @@ def attention_figure(looks: Sequence[Look], classes: Sequence[str] = ()) -> 'Fig
 
 
 def _truth(look: Look, classes: Sequence[str]) -> str:
-    return _cut(look.name, 22) if look.label is None else class_name(classes, look.label)
+    return _cut(look.name, 28) if look.label is None else class_name(classes, look.label)
 
 
 def _answer(look: Look, network: str, classes: Sequence[str]) -> tuple[str, str]:
     """Return what a network predicts, in words, and the colour of right or wrong."""
     label = int(look.scores[network].argmax())
-    name = class_name(classes, label, 12)
+    name = class_name(classes, label, 15)
     text = f'{name} \N{MIDDLE DOT} {percent(look.scores[network][label])}'
     if look.label is None:
         return text, 'black'
@@ -329,8 +352,8 @@ def predictions_figure(
         high = min(CELL * rows / columns, CELL)
         axis = axis_at(0.08, top, high * columns / rows, high)
         axis.imshow(enlarge(look.image), interpolation='nearest')
-        axis.set(xticks=[], yticks=[], xlabel=_truth(look, classes))
-        axis.xaxis.labelpad = 2.5
+        axis.set(xticks=[], yticks=[])
+        _caption(axis, _truth(look, classes))
         axis.spines[:].set(visible=True, color=REFERENCE, linewidth=0.5)
         place = np.arange(len(labels))
         for x, name in enumerate(names):
@@ -403,16 +426,56 @@ def affinity_figure(
             f'the chosen image must be one of those that are shown, 0 to {count - 1}, but got '
             f'{index}'
         )
-    figure = Figure(figsize=(11.4, 6.0))
-    _draw_matrix(figure, batch, index, classes)
-    _draw_partners(figure, batch, index)
-    _draw_target(figure, batch, index, classes)
+    chosen = _likely(batch, index)
+    labels = batch.labels.argmax(axis=1)
+    longest, longest_chosen = (
+        max(len(class_name(classes, int(label), NARROW)) for label in row)
+        for row in (labels, chosen)
+    )
+    upright = longest > 2
+    left, right = 0.2 + LETTER * longest, 0.1 + LETTER * longest_chosen
+    top = 0.3 + 0.6 * LETTER * longest * upright
+    start = left + MATRIX + 1.1 + right  # of the bars
+    width = max(start + 3.45, start - right + 4.0)
+    height = top + MATRIX + 0.15
+    figure = Figure(figsize=(width, height))
+
+    def axis_at(x: float, y: float, wide: float, high: float) -> 'Axes':
+        """Place an axis, in inches from the upper left corner."""
+        box = (x / width, 1 - (y + high) / height, wide / width, high / height)
+        return figure.add_axes(box)
+
+    matrix = axis_at(left, top, MATRIX, MATRIX)
+    shown = _draw_matrix(matrix, batch, index, classes, upright)
+    bar = figure.colorbar(shown, cax=axis_at(left + MATRIX + 0.12, top + 1.2, 0.13, MATRIX - 1.2))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    whole = f' of {batch.size}' if batch.size > count else ''
+    bar.set_label('how much the image of a row listens to that of a column\n'
+                  f'({count}{whole} images of the batch)', fontsize=8.5)  # fmt: skip
+    for column, (other, weight) in enumerate(_partners(batch, index)):
+        gap = 0.1 * (column > 0)
+        axis = axis_at(start - right + 0.65 * column + gap, top, 0.6, 0.6)
+        _draw_partner(axis, batch.images[other], weight)
+        if column == 1:
+            axis.set_title('it listens most to', fontsize=8.5, loc='left', pad=4)
+    for column, series in enumerate(_series(batch, index)):
+        axis = axis_at(start + 1.15 * column, top + 1.7, 1.05, MATRIX - 1.7)
+        names = [class_name(classes, label, NARROW) for label in chosen] if column == 0 else []
+        _draw_bars(axis, series, chosen, names)
     return figure
 
 
+def _likely(batch: BatchKnowledge, index: int) -> list[int]:
+    """Return the classes that the bars of an image show: all, where there are few."""
+    values = np.max([batch.labels[index], batch.own[index], batch.target[index]], axis=0)
+    chosen = np.argsort(-values, kind='stable')[:NAMED].tolist()
+    return sorted(chosen) if len(values) <= NAMED else chosen
+
+
 def _draw_matrix(
-    figure: 'Figure', batch: BatchKnowledge, index: int, classes: Sequence[str]
-) -> None:
+    axis: 'Axes', batch: BatchKnowledge, index: int, classes: Sequence[str], upright: bool
+) -> 'AxesImage':
     """Draw the affinities with thumbnails along both axes."""
     from matplotlib.patches import Rectangle
 
@@ -421,7 +484,6 @@ def _draw_matrix(
     count, labels = len(order), labels[order]
     matrix = batch.affinity[np.ix_(order, order)].astype(float)
     np.fill_diagonal(matrix, np.nan)
-    axis = figure.add_axes((0.06, 0.02, 0.47, 0.9))
     shown = axis.imshow(matrix, cmap='viridis')
     shown.cmap.set_bad('#e8e8e8')
     # Thumbnails are squares of one place, in the units of the matrix.
@@ -435,9 +497,8 @@ def _draw_matrix(
     for start, end in pairwise(starts):
         square = (start - 0.5, start - 0.5), end - start, end - start
         axis.add_patch(Rectangle(*square, fill=False, edgecolor='black', linewidth=1.2))
-        middle, name = (start + end - 1) / 2, class_name(classes, int(labels[start]), 14)
+        middle, name = (start + end - 1) / 2, class_name(classes, int(labels[start]), NARROW)
         axis.text(names, middle, name, ha='right', va='center', fontsize=8)
-        upright = len(name) > 2
         axis.text(middle, names, name, ha='left' if upright else 'center', va='bottom',
                   fontsize=8, rotation=35 * upright, rotation_mode='anchor')  # fmt: skip
     row = int(np.flatnonzero(order == index)[0])
@@ -445,12 +506,7 @@ def _draw_matrix(
     axis.add_patch(Rectangle(*frame, fill=False, edgecolor=RED, linewidth=2, clip_on=False))
     axis.set(xlim=(far, count - 0.5), ylim=(count - 0.5, far), xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    bar = figure.colorbar(shown, cax=figure.add_axes((0.54, 0.03, 0.012, 0.7)))
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8)
-    whole = f' of {batch.size}' if batch.size > count else ''
-    bar.set_label(f'how much the image of a row listens to that of a column\n'
-                  f'({count}{whole} images of the batch)')  # fmt: skip
+    return shown
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
@@ -459,54 +515,54 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     return cv2.copyMakeBorder(small, 6, 6, 6, 6, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
-def _draw_partners(figure: 'Figure', batch: BatchKnowledge, index: int) -> None:
-    """Draw an image beside those that it listens to most, among those that are shown."""
+def _partners(batch: BatchKnowledge, index: int) -> list[tuple[int, float | None]]:
+    """Return an image and those shown ones that it listens to most, with their affinities."""
     weights = batch.affinity[index].copy()
     weights[index] = -1
-    partners = np.argsort(-weights, kind='stable')[: min(5, len(weights) - 1)]
-    for column, other in enumerate([index, *partners.tolist()]):
-        chosen = other == index
-        axis = figure.add_axes((0.645 + 0.057 * column + 0.008 * (not chosen), 0.79, 0.053, 0.11))
-        axis.imshow(enlarge(batch.images[other]), interpolation='nearest')
-        axis.set(xticks=[], yticks=[], anchor='S')
-        color, width = (RED, 2) if chosen else (REFERENCE, 0.5)
-        axis.spines[:].set(visible=True, color=color, linewidth=width)
-        axis.set_xlabel('' if chosen else f'{weights[other]:.3f}', fontsize=8, labelpad=2.5)
-        if column == 1:
-            axis.set_title('it listens most to', fontsize=9, loc='left', pad=4)
+    others = np.argsort(-weights, kind='stable')[: min(5, len(weights) - 1)].tolist()
+    return [(index, None), *((other, float(weights[other])) for other in others)]
 
 
-def _draw_target(
-    figure: 'Figure', batch: BatchKnowledge, index: int, classes: Sequence[str]
-) -> None:
-    """Draw label, own prediction and target of an image; the latter two on one scale."""
+def _draw_partner(axis: 'Axes', image: np.ndarray, weight: float | None) -> None:
+    """Draw an image with its affinity; the one without listens."""
+    axis.imshow(_thumbnail(image)[6:-6, 6:-6])
+    axis.set(xticks=[], yticks=[])
+    color, width = (RED, 2) if weight is None else (REFERENCE, 0.5)
+    axis.spines[:].set(visible=True, color=color, linewidth=width)
+    axis.set_xlabel('' if weight is None else f'{weight:.3f}', fontsize=8, labelpad=2.5)
+
+
+def _series(batch: BatchKnowledge, index: int) -> list[_Series]:
+    """Return label, own prediction and target of an image; the latter two on one scale."""
     label, own, target = batch.labels[index], batch.own[index], batch.target[index]
-    chosen = np.argsort(-np.max([label, own, target], axis=0), kind='stable')[:NAMED]
-    if len(label) <= NAMED:
-        chosen = np.sort(chosen)
-    place = np.arange(len(chosen))
     most = 1.55 * max(own.max(), target.max())  # room for the numbers
-    panels = (
-        ('label', label, ORANGE, 1.55),
-        (f'own prediction at\ntemperature {batch.temperature:g}', own, BLUE, most),
-        ('target of BAKE\n(black: own)', target, GREEN, most),
-    )
-    for column, (title, values, color, limit) in enumerate(panels):
-        axis = figure.add_axes((0.685 + 0.105 * column, 0.03, 0.095, 0.61))
-        axis.barh(place, values[chosen], 0.7, color=color)
-        ends = values[chosen]
-        if values is target:
-            axis.vlines(own[chosen], place - 0.42, place + 0.42, color='black', linewidth=1.4)
-            ends = np.maximum(ends, own[chosen])
-        for spot, end, value in zip(place, ends, values[chosen], strict=True):
-            if value >= 0.0005:
-                axis.text(end + 0.03 * limit, spot, percent(value), va='center', fontsize=7.5)
-        axis.set(xlim=(0, limit), ylim=(len(chosen) - 0.4, -0.6), xticks=[])
-        names = [class_name(classes, int(c), 14) for c in chosen] if column == 0 else []
-        axis.set_yticks(place[: len(names)], names)
-        axis.tick_params(length=0)
-        axis.spines['bottom'].set_visible(False)
-        axis.set_title(title, fontsize=8.5, loc='left', pad=6)
+    title = f'own prediction at\ntemperature {batch.temperature:g}'
+    return [
+        _Series('label', label, None, ORANGE, 1.55),
+        _Series(title, own, None, BLUE, most),
+        _Series('target of BAKE\n(black: own)', target, own, GREEN, most),
+    ]
+
+
+def _draw_bars(axis: 'Axes', series: _Series, chosen: list[int], names: list[str]) -> None:
+    """Draw one of the three, with the numbers beside the bars."""
+    place, values = np.arange(len(chosen)), series.values[chosen]
+    axis.barh(place, values, 0.7, color=series.color)
+    ends = values
+    if series.mark is not None:
+        marks = series.mark[chosen]
+        axis.vlines(marks, place - 0.42, place + 0.42, color='black', linewidth=1.4)
+        ends = np.maximum(values, marks)
+    digits = 1 if series.values.max() > 0.01 else 2
+    for spot, end, value in zip(place, ends, values, strict=True):
+        if value > 0:
+            text = f'{100 * value:.{digits}f} %'.replace('100.0', '100')
+            axis.text(end + 0.03 * series.limit, spot, text, va='center', fontsize=7.5)
+    axis.set(xlim=(0, series.limit), ylim=(len(chosen) - 0.4, -0.6), xticks=[])
+    axis.set_yticks(place[: len(names)], names)
+    axis.tick_params(length=0)
+    axis.spines['bottom'].set_visible(False)
+    axis.set_title(series.title, fontsize=8.5, loc='left', pad=6)
 
 
 @styled

@@ -30,7 +30,7 @@ class Look(NamedTuple):
 
     Attributes:
         image: (H, W, 3) uint8, RGB, as the networks see it.
-        name: Name of its file, or its number in the data set.
+        name: Name of its file without the ending, or its number in the data set.
         label: The true class; None where it is not known.
         scores: Class probabilities (K,) by network, the ensemble of a cohort among them.
         attention: :func:`kd_mm.functional.attention.attention_map`, (h, w), by network and layer.
@@ -176,7 +176,8 @@ class Watch:
         for name, network in networks.items():
             extra = getattr(getattr(network, 'backbone', None), 'num_extra_tokens', 0)
             for layer, module in network.named_modules():
-                if layer:  # a student of a cohort is never called as a whole
+                # A student of a cohort is never called as a whole; what normalises comes before.
+                if layer and not layer.startswith('data_preprocessor'):
                     self._listen(
                         module.register_forward_hook, self._hear_layer_of(name, layer, extra)
                     )
@@ -401,7 +402,7 @@ def to_image(inputs: Tensor, preprocessor: ClsDataPreprocessor, sample: DataSamp
 
 def _name_of(sample: DataSample) -> str:
     if sample.get('img_path'):
-        return Path(sample.img_path).name
+        return Path(sample.img_path).stem
     return f'image {sample.sample_idx}' if 'sample_idx' in sample else ''
 
 
