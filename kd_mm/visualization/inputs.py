@@ -195,8 +195,9 @@ def look_at(
             f'the config must have a {name} with its data set; choose another --phase'
         )
     classes = loaded.classes
-    if images:
-        items = [_read(path, cfg[name].dataset) for path in _spread(_files(images), number)]
+    files = _spread(_files(images), number)
+    if files:
+        items = [_read(path, cfg[name].dataset) for path in files]
     else:
         dataset = preflight.check_dataloader(cfg, name)
         classes = classes or dataset.metainfo.get('classes') or ()
@@ -211,6 +212,8 @@ def look_at(
                 looks += watch.looks()
     finally:
         watch.close()
+    if files:
+        looks = [look._replace(name=path.stem) for look, path in zip(looks, files, strict=True)]
     return looks, tuple(map(str, classes))
 
 
@@ -246,12 +249,12 @@ def _read(path: Path, dataset: Config) -> dict:
     while 'pipeline' not in dataset and 'dataset' in dataset:
         dataset = dataset.dataset
     steps = deepcopy(list(dataset.get('pipeline') or ()))
-    data: dict[str, Any] = {'img_path': str(path)}
+    data: dict[str, Any] = {'img_path': str(path)}  # which tells that the image is BGR
     if not any('LoadImage' in str(step['type']) for step in steps):
         # The data set gives arrays in RGB.
         with explained(f'{path} cannot be read', 'give an image'):
             image = mmcv.imread(str(path), channel_order='rgb')
-            data |= {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
+            data = {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
     with explained(f'{path} cannot be read', 'give an image, and a pipeline that takes it'):
         return Compose([TRANSFORMS.build(step) for step in steps])(data)
 
