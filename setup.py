@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
+MIM_ITEMS = ('configs', 'demo', 'tools', 'model-index.yml')
 
 
 def requirements(name: str) -> list[str]:
@@ -31,7 +31,9 @@ def remove(path: Path) -> None:
 
 def copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copytree(
+            source, target, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+        )
     else:
         shutil.copy2(source, target)
 

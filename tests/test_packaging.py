@@ -26,7 +26,7 @@ MIM = 'kd_mm/.mim/'
 
 
 def is_mim_file(name):
-    return name == 'model-index.yml' or name.startswith(('configs/', 'tools/'))
+    return name == 'model-index.yml' or name.startswith(('configs/', 'demo/', 'tools/'))
 
 
 @pytest.fixture(scope='module')
@@ -68,6 +68,7 @@ def test_wheel_holds_the_package_and_a_complete_mim(archives):
     assert sorted(files) == sorted(expected)
     assert MIM + 'configs/bake/swin-t_8xb128_in1k.py' in files
     assert MIM + 'tools/train.py' in files
+    assert MIM + 'demo/image_demo.py' in files
 
 
 def test_wheel_keeps_contents_and_the_right_to_execute(archives):
@@ -135,7 +136,7 @@ def test_editable_install_links_to_the_checkout(tmp_path):
     mim = tree / 'kd_mm' / '.mim'
     python = environment_with(tmp_path / 'env', '-e', tree)
     assert package_folder(python) == tree / 'kd_mm'
-    for name in ('configs', 'tools', 'model-index.yml'):
+    for name in ('configs', 'demo', 'tools', 'model-index.yml'):
         assert (mim / name).resolve() == tree / name
         assert not Path(os.readlink(mim / name)).is_absolute(), name
 

@@ -109,11 +109,10 @@ def user_errors(args: argparse.Namespace) -> Iterator[None]:
         args: Parsed flags.
     """
     try:
-        if args.save_path.suffix not in FORMATS or args.save_path.is_dir():
-            raise ValueError(
-                f'--save-path must be a file in {", ".join(FORMATS)}, but got {args.save_path}'
-            )
-        with safe_files('checkpoint' in args and args.trust_checkpoint):
+        path = getattr(args, 'save_path', None)
+        if path is not None and (path.suffix not in FORMATS or path.is_dir()):
+            raise ValueError(f'--save-path must be a file in {", ".join(FORMATS)}, but got {path}')
+        with safe_files(getattr(args, 'trust_checkpoint', False)):
             yield
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
