@@ -33,6 +33,10 @@ TOOLS = {
     'resize': 'model_converters/resize_swin_windows.py',
     'benchmark': 'analysis_tools/benchmark.py',
     'reproduce': 'reproduce.py',
+    'attention': 'visualization/vis_attention.py',
+    'predictions': 'visualization/vis_predictions.py',
+    'affinity': 'visualization/vis_affinity.py',
+    'views': 'visualization/vis_views.py',
 }
 CONFIGS = {
     'bake.py': f"""
@@ -1278,6 +1282,38 @@ COMMANDS = [
         )
     ),
 ]
+SAVE_PATH = r'--save-path must be a file in \.png, .*, but got {}'
+PICTURES = [
+    *(
+        row(f'{tool}-{name}', f'{tool} bake.py {file}', sentence)
+        for tool in ('attention', 'predictions', 'affinity')
+        for name, file, sentence in (
+            ('no-checkpoint', 'nowhere.pth', 'no checkpoint at nowhere.pth; check the path'),
+            ('bomb-checkpoint', 'bomb.pth', UNSAFE.format('bomb.pth')),
+            ('other-checkpoint', 'other.pth', FITS_NOTHING.format(1, 'other.pth')),
+            ('save-path', 'plain.pth --save-path a.txt', SAVE_PATH.format('a.txt')),
+            ('device', 'plain.pth --device tpu', '--device must be one that torch has here'),
+            ('number', 'plain.pth --number 0', '--number must be at least 1, but got 0'),
+        )
+    ),
+    row('attention-extra', 'attention plain.py pair.pth', FITS_NOTHING.format(r'\d+', 'pair.pth')),
+    row('attention-layer', 'attention plain.py plain.pth --target-layers a', 'network has no a'),
+    row('attention-image', 'attention plain.py plain.pth a.png', 'no image at a.png; check'),
+    row('attention-text', 'attention plain.py plain.pth words.txt', 'words.txt cannot be read'),
+    row(
+        'predictions-topk', 'predictions plain.py plain.pth --topk 0', '--topk must be at least 1'
+    ),
+    row('affinity-plain', 'affinity plain.py plain.pth', 'affinities need a BAKE head, but Image'),
+    row('affinity-index', 'affinity bake.py plain.pth --index 16', 'shown, 0 to 15, but got 16'),
+    row('views-seed', 'views bake.py --seed -1', '--seed must be at least 0, but got -1'),
+    row('views-number', 'views bake.py -n 0', '--number must be at least 1, but got 0'),
+    row('views-save-path', 'views bake.py --save-path data', SAVE_PATH.format('data')),
+    row(
+        'views-data',
+        f'views images.py {SET} {ROOT}=nowhere',
+        f'the data folder nowhere does not exist; put .* {ROOT}=FOLDER',
+    ),
+]
 ROWS = [
     *BAKE,
     *LOADERS,
@@ -1290,6 +1326,7 @@ ROWS = [
     *CHECKPOINTS,
     *CONFIG_FILES,
     *COMMANDS,
+    *PICTURES,
 ]
 
 
