@@ -458,7 +458,8 @@ def affinity_figure(
         axis = axis_at(start - right + 0.65 * column + gap, top, 0.6, 0.6)
         _draw_partner(axis, batch.images[other], weight)
         if column == 1:
-            axis.set_title('it listens most to', fontsize=8.5, loc='left', pad=4)
+            title = 'of those shown, it listens most to' if whole else 'it listens most to'
+            axis.set_title(title, fontsize=8.5, loc='left', pad=4)
     for column, series in enumerate(_series(batch, index)):
         axis = axis_at(start + 1.15 * column, top + 1.7, 1.05, MATRIX - 1.7)
         names = [class_name(classes, label, NARROW) for label in chosen] if column == 0 else []
