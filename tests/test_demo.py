@@ -30,7 +30,8 @@ def played(tmp_path_factory):
     folder = tmp_path_factory.mktemp('demo')
     names, shown = {}, []
     for number, cell in enumerate(CELLS):
-        tree = ast.parse(''.join(cell['source']))
+        lines = [line for line in cell['source'] if not line.startswith('%')]
+        tree = ast.parse(''.join(lines))
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
         exec(compile(tree, f'cell {number}', 'exec'), names)
         if number == 0:
