@@ -55,13 +55,18 @@ class Loaded(NamedTuple):
     classes: tuple[str, ...]
 
 
-def arguments(description: str, save_path: str, checkpoint: bool = True):
+def arguments(
+    description: str, save_path: str, checkpoint: bool = True
+) -> argparse.ArgumentParser:
     """Return a parser with the flags that all tools of pictures have.
 
     Args:
         description: Of the tool.
         save_path: Where its picture goes by default.
         checkpoint: Whether it needs one.
+
+    Returns:
+        The parser.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config of the run, such as the one in its work dir')
@@ -293,7 +298,7 @@ def batch_knowledge(
     """Pass a batch of training through a model as training does, and hear its BAKE heads.
 
     Args:
-        loaded: The model. Statistics of its batch normalisation take the batch in.
+        loaded: The model. Left as it is.
         cfg: Its config.
         number: Images to show, the first of the batch.
         seed: Of the batch.
@@ -305,7 +310,7 @@ def batch_knowledge(
         ValueError: If there is no BAKE head, or the batch cannot be had.
     """
     check_number('--number', number)
-    model = loaded.model
+    model = deepcopy(loaded.model).train()  # whose statistics the batch may change
     if not bake_heads(model):
         raise ValueError(
             f'affinities need a BAKE head, but {type(model).__name__} has '
@@ -313,14 +318,13 @@ def batch_knowledge(
             "head=dict(type='kd_mm.BAKEHead')"
         )
     batch, dataset = train_batch(cfg, seed)
-    watch = BatchWatch(model.train())
+    watch = BatchWatch(model)
     try:
         with explained('the model fails on a batch of training', dry_run.FIT):
             model(**model.data_preprocessor(batch, True), mode='loss')
         found = dict(watch.knowledge(number))
     finally:
         watch.close()
-        model.eval()
     return found, loaded.classes or tuple(map(str, dataset.metainfo.get('classes') or ()))
 
 

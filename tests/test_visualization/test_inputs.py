@@ -144,6 +144,7 @@ def test_a_config_without_images_is_named(bake):
 
 def test_a_batch_is_that_of_the_recipes_sampler(bake):
     cfg, loaded = bake
+    before = {key: value.clone() for key, value in loaded.model.state_dict().items()}
     found, classes = inputs.batch_knowledge(loaded, cfg, number=8, seed=3)
     assert list(found) == ['network']
     batch = found['network']
@@ -153,6 +154,8 @@ def test_a_batch_is_that_of_the_recipes_sampler(bake):
     np.testing.assert_array_equal(labels[::2], labels[1::2])  # partners
     assert len(set(labels)) > 1
     assert classes == tuple('0123456789')
+    after = loaded.model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert not loaded.model.training
     again = inputs.batch_knowledge(loaded, cfg, number=8, seed=3)[0]['network']
     np.testing.assert_array_equal(again.images, batch.images)
