@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
-from kd_mm.evidence.predictions import _scores, predict, read_predictions
+from kd_mm.evidence.predictions import predict, read_predictions, scores_by_network
 from tests.conftest import REPO
 
 NUM_IMAGES = 48
@@ -38,7 +38,7 @@ def test_ensemble_is_the_mean_of_the_students_alone():
     sample = DataSample()
     sample.set_field(scores, 'student_scores')
     sample.set_field({'leader': torch.tensor([0.0, 1.0])}, 'scores_beside')
-    found = {name: values[0].tolist() for name, values in _scores([sample]).items()}
+    found = {name: values[0].tolist() for name, values in scores_by_network([sample]).items()}
     assert list(found) == ['a', 'b', 'ensemble', 'leader']
     assert found['ensemble'] == pytest.approx([0.6, 0.4])
     assert found['leader'] == [0.0, 1.0]
