@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.conftest import REPO, run
+from tests.conftest import REPO
 
 NOTEBOOK = json.loads((REPO / 'demo/demo.ipynb').read_text())
 CELLS = [cell for cell in NOTEBOOK['cells'] if cell['cell_type'] == 'code']
@@ -20,6 +20,7 @@ TINY = {
     'train_dataloader.batch_size': 16,
     'train_dataloader.dataset.indices': 16,
     'val_dataloader.dataset.indices': 16,
+    'test_dataloader.dataset.indices': 16,
     'default_hooks.logger.interval': 100,
 }
 
@@ -53,28 +54,34 @@ def test_the_notebook_is_kept_without_outputs():
     assert len((REPO / 'demo/demo.ipynb').read_bytes()) < 20_000
 
 
-def test_the_demo_takes_files_and_tells_where_its_pictures_are(played, tmp_path):
+def demo(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['image_demo.py', *map(str, arguments)])
+    runpy.run_path(str(REPO / 'demo/image_demo.py'), run_name='__main__')
+
+
+def test_the_demo_takes_files_and_tells_where_its_pictures_are(
+    played, tmp_path, monkeypatch, capsys
+):
     folder, _, _ = played
     (config,) = (folder / 'resnet20_1xb64_digits').glob('*.py')
     checkpoint = folder / 'resnet20_1xb64_digits/epoch_1.pth'
     cv2.imwrite(str(tmp_path / 'dark.png'), np.zeros((8, 8, 3), np.uint8))
     arguments = [tmp_path / 'dark.png', '--model', config, '--checkpoint', checkpoint]
-    arguments += ['--show-dir', tmp_path / 'out']
-    done = run([sys.executable, REPO / 'demo/image_demo.py', *arguments])
-    (line,) = [text for text in done.stdout.splitlines() if text.startswith('{')]
+    demo(monkeypatch, *arguments, '--show-dir', tmp_path / 'out')
+    output = capsys.readouterr().out
+    (line,) = [text for text in output.splitlines() if text.startswith('{')]
     said = json.loads(line)
     assert said['image'] == 'dark'
     assert said['network']['pred_class'] in '0123456789'
     assert 0.1 <= said['network']['pred_score'] <= 1
     for name in ('attention', 'predictions'):
         path = tmp_path / 'out' / f'{name}.png'
-        assert f'wrote {path}' in done.stdout
+        assert f'wrote {path}' in output
         assert cv2.imread(str(path)).shape[1] > 300
 
 
 def test_without_a_checkpoint_the_demo_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['image_demo.py'])
     with pytest.raises(SystemExit, match=r'error: .* must hold a checkpoint, but has none'):
-        runpy.run_path(str(REPO / 'demo/image_demo.py'), run_name='__main__')
+        demo(monkeypatch)
     assert not list(tmp_path.iterdir())

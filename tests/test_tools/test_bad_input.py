@@ -1291,10 +1291,16 @@ PICTURES = [
             ('no-checkpoint', 'nowhere.pth', 'no checkpoint at nowhere.pth; check the path'),
             ('bomb-checkpoint', 'bomb.pth', UNSAFE.format('bomb.pth')),
             ('other-checkpoint', 'other.pth', FITS_NOTHING.format(1, 'other.pth')),
-            ('save-path', 'plain.pth --save-path a.txt', SAVE_PATH.format('a.txt')),
-            ('device', 'plain.pth --device tpu', '--device must be one that torch has here'),
             ('number', 'plain.pth --number 0', '--number must be at least 1, but got 0'),
         )
+    ),
+    row(
+        'attention-ending', 'attention plain.py a.pth --save-path a.txt', SAVE_PATH.format('a.txt')
+    ),
+    row(
+        'attention-device',
+        'attention plain.py a.pth --device tpu',
+        'one that torch has here, .* tpu',
     ),
     row('attention-extra', 'attention plain.py pair.pth', FITS_NOTHING.format(r'\d+', 'pair.pth')),
     row('attention-layer', 'attention plain.py plain.pth --target-layers a', 'network has no a'),

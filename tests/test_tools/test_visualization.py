@@ -89,15 +89,6 @@ def test_attention_of_students_leader_and_fusion(world):
     assert columns(out) == 1 + len(networks)
 
 
-def test_attention_of_chosen_layers(world):
-    out = world / 'layers.png'
-    said = run('vis_attention.py', world / 'bake.py', world / 'bake.pth', '--number', 2,
-               '--target-layers', 'backbone.layer1', 'backbone.layer3',
-               '--save-path', out, cwd=world)  # fmt: skip
-    assert re.findall(r'attention of (\S+)', said) == ['backbone.layer1', 'backbone.layer3']
-    assert columns(out) == 3
-
-
 def test_predictions(world):
     out = world / 'predictions.png'
     run('vis_predictions.py', world / 'ffsd.py', world / 'ffsd.pth', '--phase', 'val',

@@ -215,7 +215,6 @@ def test_views_stand_beside_the_image():
 
 
 def test_files_and_arrays(tmp_path):
-    before = dict(matplotlib.rcParams)
     figure = figures.image_grid(['$a_b'], [[figures.Cell(an_image(), '$x')]])
     for ending in figures.FORMATS:
         figures.save(figure, tmp_path / 'new' / f'a{ending}')
@@ -224,5 +223,12 @@ def test_files_and_arrays(tmp_path):
     array = figures.to_array(figure, dpi=figures.DPI)
     assert array.dtype == np.uint8
     np.testing.assert_array_equal(array, saved)
-    before['backend'] = matplotlib.rcParams['backend']  # is chosen at its first use
-    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_users_style_neither_changes_nor_is_changed():
+    cells = [[figures.Cell(an_image())]]
+    plain = figures.to_array(figures.image_grid(['a'], cells, 'attention'))
+    with matplotlib.rc_context({'font.size': 30, 'figure.facecolor': 'red'}):
+        styled = figures.to_array(figures.image_grid(['a'], cells, 'attention'))
+        assert matplotlib.rcParams['font.size'] == 30
+    np.testing.assert_array_equal(styled, plain)

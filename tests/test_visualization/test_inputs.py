@@ -19,7 +19,13 @@ DIGITS = [digit['img'] for digit in (Digits(split='test')[i] for i in range(8))]
 
 @cache
 def read(name):
-    return Config.fromfile(REPO / 'configs' / f'{name}.py')
+    cfg = Config.fromfile(REPO / 'configs' / f'{name}.py')
+    for phase in ('train', 'val', 'test'):  # else MMEngine collects garbage for each data set
+        dataset = cfg[f'{phase}_dataloader'].dataset
+        while 'dataset' in dataset:
+            dataset = dataset.dataset
+        dataset.serialize_data = False
+    return cfg
 
 
 def recipe(name, **settings):
