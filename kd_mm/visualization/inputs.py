@@ -345,8 +345,9 @@ def recipe_views(cfg: Config, number: int = 4, seed: int = 0) -> tuple[Views, tu
         ValueError: If the batch cannot be had, or has not as many views as there are students.
     """
     check_number('--number', number)
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    model = bare_model(dry_run.build_model(cfg))  # first: it draws initial weights
     batch, dataset = train_batch(cfg, seed)
-    model = bare_model(dry_run.build_model(cfg))
     with explained('the data preprocessor fails on a batch of training', dry_run.FIT):
         data = model.data_preprocessor(batch, True)
     inputs, samples = data['inputs'], data['data_samples']

@@ -101,7 +101,9 @@ def test_images_of_the_data_set_are_spread_over_it(bake):
         assert np.abs(look.image.astype(int) - expected).max() <= 1
         assert look.label is not None
         assert look.scores['network'].sum() == pytest.approx(1)
-    assert len(inputs.look_at(loaded, cfg, number=100, phase='val')[0]) == 8
+    named = loaded._replace(classes=tuple('abcdefghij'))  # by the checkpoint
+    looks, classes = inputs.look_at(named, cfg, number=100, phase='val')
+    assert (len(looks), classes) == (8, named.classes)
 
 
 def test_files_and_folders_are_shown_as_the_data_set_would(bake, files):
@@ -165,8 +167,10 @@ def test_a_batch_is_that_of_the_recipes_sampler(bake):
     assert not loaded.model.training
     again = inputs.batch_knowledge(loaded, cfg, number=8, seed=3)[0]['network']
     np.testing.assert_array_equal(again.images, batch.images)
-    other = inputs.batch_knowledge(loaded, cfg, number=8, seed=4)[0]['network']
-    assert (other.images != batch.images).any()
+    named = loaded._replace(classes=tuple('abcdefghij'))
+    found, classes = inputs.batch_knowledge(named, cfg, number=8, seed=4)
+    assert (found['network'].images != batch.images).any()
+    assert classes == named.classes
 
 
 def test_affinities_need_a_bake_head(tmp_path):
@@ -228,3 +232,15 @@ def test_too_few_views_are_named():
     cfg.train_dataloader.dataset.pipeline[1].num_views = 1
     with pytest.raises(ValueError, match=r'2 students needs 2 views per sample, .* gives 1 views'):
         inputs.recipe_views(cfg)
+
+
+def test_mixed_images_bear_mixed_labels(tmp_path):
+    mixup = {'augments': {'type': 'Mixup', 'alpha': 1.0}}
+    cfg = recipe('bake/resnet20_1xb64_digits', **{'model.train_cfg': mixup})
+    loaded = inputs.load_model(cfg, checkpoint(cfg, tmp_path / 'a.pth'))
+    batch = inputs.batch_knowledge(loaded, cfg, number=12)[0]['network']
+    views, _ = inputs.recipe_views(cfg, number=12)
+    for labels in (batch.labels, views.labels):
+        np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-5)
+        assert (labels.max(axis=1) < 1).sum() > 0
+    np.testing.assert_array_equal(batch.images, views.views['network'])

@@ -83,6 +83,9 @@ def test_target_layers_in_the_order_in_which_they_run():
     (one, *_) = look(toys.build('plain'), layers)
     assert list(one.attention) == [('network', layer) for layer in layers[::-1]]
     assert [m.shape for m in one.attention.values()] == [(16, 16), (8, 8)]
+    (one, *_) = look(toys.build('ffsd'), layers)
+    networks = [name for name, _ in one.attention]
+    assert networks == [*('student2',) * 2, *('student1',) * 2, *('leader',) * 2, 'fusion']
 
 
 @pytest.mark.parametrize(
