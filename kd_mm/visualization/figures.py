@@ -101,7 +101,7 @@ def _cut(name: str, width: int) -> str:
 
 
 def percent(probability: float) -> str:
-    """Return a probability for a caption; 100 % and 0 % are never rounded to.
+    """Return a probability for a caption; '100 %' and '0 %' stand for 1 and 0 alone.
 
     Examples:
         >>> percent(0.987), percent(0.99996), percent(0.0001), percent(1)

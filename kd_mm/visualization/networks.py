@@ -271,13 +271,10 @@ class Watch:
 
 
 class BatchWatch:
-    """Hear each BAKE head of a model while it learns from a batch.
+    """Hear each BAKE head of a model while it learns from a batch, without a pass of its own.
 
     Args:
         model: A cohort, or a classifier.
-
-    Attributes:
-        names: The networks whose head is one of BAKE's.
     """
 
     def __init__(self, model: nn.Module) -> None:
