@@ -169,7 +169,7 @@ def check_command(line, folder):
     while re.match(r'[A-Z_]+=', words[0]):
         key, _, env[key] = words.pop(0).partition('=')
     program, *arguments = words
-    if program == 'python' and arguments[0].startswith('tools/'):
+    if program == 'python' and arguments[0].startswith(('tools/', 'demo/')):
         check_tool(arguments[0], arguments[1:])
     elif re.fullmatch(r'tools/\w+\.sh', program):
         check_script(program, arguments, env, folder)

@@ -478,6 +478,7 @@ def _draw_matrix(
     axis: 'Axes', batch: BatchKnowledge, index: int, classes: Sequence[str], upright: bool
 ) -> 'AxesImage':
     """Draw the affinities with thumbnails along both axes."""
+    import matplotlib
     from matplotlib.patches import Rectangle
 
     labels = batch.labels.argmax(axis=1)
@@ -485,8 +486,8 @@ def _draw_matrix(
     count, labels = len(order), labels[order]
     matrix = batch.affinity[np.ix_(order, order)].astype(float)
     np.fill_diagonal(matrix, np.nan)
-    shown = axis.imshow(matrix, cmap='viridis')
-    shown.cmap.set_bad('#e8e8e8')
+    cmap = matplotlib.colormaps['viridis'].with_extremes(bad='#e8e8e8')
+    shown = axis.imshow(matrix, cmap=cmap)
     # Thumbnails are squares of one place, in the units of the matrix.
     near = -0.5 - 0.01 * count
     far = near - 1

@@ -81,7 +81,7 @@ def test_weights_and_classes_come_from_the_checkpoint(tmp_path):
     assert cfg.to_dict() == before
     assert loaded.classes == tuple(names)
     assert not loaded.model.training
-    saved = torch.load(path)['state_dict']
+    saved = torch.load(path, weights_only=True)['state_dict']
     assert all(torch.equal(value, saved[key]) for key, value in loaded.model.state_dict().items())
 
 

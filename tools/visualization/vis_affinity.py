@@ -1,5 +1,7 @@
 """Draw whom the images of a training batch listen to under BAKE, and one image's soft target."""
 
+import argparse
+
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.evidence.run_log import SINGLE
 from kd_mm.utils.configs import read_config
@@ -7,7 +9,7 @@ from kd_mm.visualization.figures import affinity_figure, save
 from kd_mm.visualization.inputs import arguments, batch_knowledge, load_model, user_errors
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = arguments(__doc__, 'affinity.png')
     parser.add_argument(
         '-n', '--number', type=int, default=16, help='images to show, the first of the batch (16)'
@@ -16,7 +18,11 @@ def main() -> None:
         '--index', type=int, default=0, help='the image whose soft target is shown (0)'
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the batch (0)')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     with user_errors(args):
         cfg = read_config(args.config, args.cfg_options)
         loaded = load_model(cfg, args.checkpoint, args.device)

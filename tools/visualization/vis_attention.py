@@ -1,5 +1,7 @@
 """Draw where each network of a checkpoint looks: students, leader and fusion, side by side."""
 
+import argparse
+
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.utils.configs import read_config
 from kd_mm.visualization.figures import attention_figure, save
@@ -12,7 +14,7 @@ from kd_mm.visualization.inputs import (
 )
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = arguments(__doc__, 'attention.png')
     add_image_arguments(parser)
     parser.add_argument(
@@ -23,7 +25,11 @@ def main() -> None:
         help='layers of each network whose attention is drawn, such as backbone.layer3; by '
         'default the last one that gives a map',
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     with user_errors(args):
         cfg = read_config(args.config, args.cfg_options)
         loaded = load_model(cfg, args.checkpoint, args.device)

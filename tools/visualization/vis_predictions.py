@@ -1,5 +1,7 @@
 """Draw what each network of a checkpoint predicts: students, ensemble, leader and fusion."""
 
+import argparse
+
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.utils.configs import read_config
 from kd_mm.visualization.figures import predictions_figure, save
@@ -13,11 +15,15 @@ from kd_mm.visualization.inputs import (
 )
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = arguments(__doc__, 'predictions.png')
     add_image_arguments(parser)
     parser.add_argument('--topk', type=int, default=5, help='classes per image (5)')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     with user_errors(args):
         check_number('--topk', args.topk)
         cfg = read_config(args.config, args.cfg_options)

@@ -1,18 +1,24 @@
 """Draw what each student of a recipe sees of the same images in training."""
 
+import argparse
+
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.utils.configs import read_config
 from kd_mm.visualization.figures import save, views_figure
 from kd_mm.visualization.inputs import arguments, recipe_views, user_errors
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = arguments(__doc__, 'views.png', checkpoint=False)
     parser.add_argument(
         '-n', '--number', type=int, default=4, help='images, the first of a batch (4)'
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the batch (0)')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     with user_errors(args):
         cfg = read_config(args.config, args.cfg_options)
         save(views_figure(*recipe_views(cfg, args.number, args.seed)), args.save_path)
