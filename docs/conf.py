@@ -12,8 +12,10 @@ from pathlib import Path
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
 from sphinx.writers.html5 import HTML5Translator
 
+LOGGER = getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -67,16 +69,23 @@ html_show_sphinx = False
 html_math_renderer = 'mathml'
 
 
+def mathml(node: nodes.Element, display: str) -> str:
+    """Return a formula as MathML; commands that the converter does not know are a warning."""
+    formula = convert(node.astext().replace(r'\arg', r'\operatorname{arg}'), display=display)
+    if '\\' in formula:
+        LOGGER.warning('unknown command in the formula %s', node.astext(), location=node)
+    return formula
+
+
 def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
     """Write MathML, which browsers show without scripts."""
-    translator.body.append(convert(node.astext()))
+    translator.body.append(mathml(node, 'inline'))
     raise nodes.SkipNode
 
 
 def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     """Write MathML on a line of its own."""
-    formula = convert(node.astext(), display='block')
-    translator.body.append(f'<div class="math">{formula}</div>\n')
+    translator.body.append(f'<div class="math">{mathml(node, "block")}</div>\n')
     raise nodes.SkipNode
 
 
