@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kd_mm.datasets import ClassInstanceSampler
-from kd_mm.functional.batch_ensemble import ensemble_knowledge
+from kd_mm.functional.batch_ensemble import affinity, ensemble_knowledge
 from kd_mm.utils.benchmark import summarize
 
 _BYTES = 4  # of float32
@@ -92,6 +93,87 @@ def measure_ensembling(
         rows.append({'ranks': count, **cost, 'ms': summarize(times[1:])})
     torch.set_num_threads(threads)
     return rows
+
+
+def measure_inverse(
+    count: int = 1024,
+    features: int = 768,
+    classes: int = 1000,
+    shares: Sequence[int] = (1, 2, 4, 8),
+    rounds: int = 15,
+) -> list[dict]:
+    """Time BAKE's ensembling by turns with an explicit inverse and the product with it.
+
+    One thread, in processor time, on random features and logits; the first round is not counted.
+
+    Args:
+        count: Images of the batch.
+        features: Length of an embedding.
+        classes: Number of classes.
+        shares: Numbers of ranks that share the batch; each computes its own rows only, the
+            inverse all.
+        rounds: Times of each, at least 1.
+
+    Returns:
+        list[dict]: For each of ``shares``: ``ranks``, ``ms``, ``inverse_ms`` and ``ratio``, each
+        median and quartiles over the rounds.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(count, features, generator=rng)
+    logits = torch.randn(count, classes, generator=rng)
+    rows = []
+    for ranks in shares:
+        own = slice(0, count // ranks)
+        times = []
+        for _ in range(rounds + 1):
+            start = time.process_time()
+            ensemble_knowledge(embeddings, logits, 4.0, 0.5, rows=own)
+            middle = time.process_time()
+            _by_inverse(embeddings, logits, 4.0, 0.5)
+            times.append((middle - start, time.process_time() - middle))
+        ours, inverse = zip(*times[1:], strict=True)
+        rows.append(
+            {
+                'ranks': ranks,
+                'ms': summarize([1000 * t for t in ours]),
+                'inverse_ms': summarize([1000 * t for t in inverse]),
+                'ratio': summarize([a / b for a, b in times[1:]]),
+            }
+        )
+    torch.set_num_threads(threads)
+    return rows
+
+
+@torch.no_grad()
+def _by_inverse(features: Tensor, logits: Tensor, temperature: float, omega: float) -> Tensor:
+    """Return BAKE's targets as its paper writes them."""
+    matrix = torch.eye(len(features)) - omega * affinity(features)
+    return (1 - omega) * torch.linalg.inv(matrix) @ (logits / temperature).softmax(dim=1)
+
+
+def inverse_table(rows: Sequence[dict]) -> str:
+    """Write the rows of :func:`measure_inverse` as a Markdown table.
+
+    Args:
+        rows: What it returned.
+
+    Returns:
+        str: The table.
+    """
+    lines = [
+        '| ranks that share the batch | ms (quartiles) | explicit inverse, ms | ratio |',
+        '|---|---|---|---|',
+    ]
+    for row in rows:
+        cells = [
+            f'{row[key]["median"]:.{digits}f} ({row[key]["quartiles"][0]:.{digits}f} to '
+            f'{row[key]["quartiles"][1]:.{digits}f})'
+            for key, digits in (('ms', 1), ('inverse_ms', 1), ('ratio', 2))
+        ]
+        lines.append(f'| {row["ranks"]} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
 
 
 class Labels:

@@ -80,6 +80,19 @@ def test_rows_are_rows_of_the_whole(rows, num_classes):
 
 
 @pytest.mark.parametrize('num_classes', [3, 40])
+def test_a_large_batch_is_solved_as_a_small_one(num_classes, monkeypatch):
+    """They take different routines of the linear algebra library."""
+    features, logits = draw(num_classes=num_classes)
+    for rows in (None, slice(2, 5)):
+        small = ensemble_knowledge(features, logits, 4.0, 0.5, rows=rows)
+        with monkeypatch.context() as patch:
+            patch.setattr('kd_mm.functional.batch_ensemble._LARGE', 2)
+            patch.setattr(torch, 'cholesky_solve', None)
+            large = ensemble_knowledge(features, logits, 4.0, 0.5, rows=rows)
+        torch.testing.assert_close(large, small, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('num_classes', [3, 40])
 def test_padding_neither_gives_nor_takes(num_classes):
     features, logits = draw(num_classes=num_classes)
     expected = ensemble_knowledge(features, logits, 4.0, 0.5)

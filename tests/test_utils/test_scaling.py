@@ -5,6 +5,7 @@ import sys
 from itertools import count
 
 import numpy as np
+import torch
 
 from kd_mm.utils import scaling
 from tests.conftest import REPO
@@ -37,6 +38,26 @@ def test_ensembling_is_timed_for_one_rank_without_the_first(monkeypatch):
         '| 2 | 6 | 0.00 G | 0.0 | 0.0 | 2,000.0 (1,500.0 to 3,000.0) | 0.50 % |'
     )
     assert 'share' not in scaling.ensembling_table(rows)
+
+
+def test_ensembling_takes_turns_with_an_inverse_that_gives_the_same(monkeypatch):
+    targets = []
+    monkeypatch.setattr(scaling.time, 'process_time', count(0, 1).__next__)
+    for name in ('ensemble_knowledge', '_by_inverse'):
+        function = getattr(scaling, name)
+        monkeypatch.setattr(
+            scaling,
+            name,
+            lambda *args, function=function, **kwargs: targets.append(function(*args, **kwargs)),
+        )
+    rows = scaling.measure_inverse(6, features=5, classes=7, shares=(1, 3), rounds=2)
+    assert [len(target) for target in targets] == [6] * 6 + [2, 6] * 3
+    for ours, inverse in zip(targets[::2], targets[1::2], strict=True):
+        torch.testing.assert_close(ours, inverse[: len(ours)])
+    assert [row['ratio']['median'] for row in rows] == [1.0, 1.0]
+    assert scaling.inverse_table(rows).splitlines()[3] == (
+        '| 3 | 1000.0 (1000.0 to 1000.0) | 1000.0 (1000.0 to 1000.0) | 1.00 (1.00 to 1.00) |'
+    )
 
 
 def test_sampler_is_timed_apart_from_its_index(monkeypatch):

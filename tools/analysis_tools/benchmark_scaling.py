@@ -8,7 +8,9 @@ import argparse
 from kd_mm.utils.scaling import (
     SAMPLER_HEAD,
     ensembling_table,
+    inverse_table,
     measure_ensembling,
+    measure_inverse,
     measure_sampler,
     sampler_line,
 )
@@ -22,6 +24,9 @@ def parse_args():
     parser.add_argument('--classes', type=int, default=1000, help='number of classes (1000)')
     parser.add_argument('--rounds', type=int, default=5, help='timed rounds of each (5)')
     parser.add_argument('--step-ms', type=float, help="a rank's plain step on the same core")
+    parser.add_argument(
+        '--inverse', type=int, metavar='IMAGES', help='compare with an explicit inverse'
+    )
     parser.add_argument('--labels', type=int, nargs='*', default=[], help='numbers of labels')
     parser.add_argument('--num-instances', type=int, default=2, help='images of a group (2)')
     return parser.parse_args()
@@ -34,6 +39,8 @@ def main():
             args.ranks, args.images, args.features, args.classes, args.rounds
         )
         print(ensembling_table(rows, args.step_ms))
+    if args.inverse:
+        print(inverse_table(measure_inverse(args.inverse, args.features, args.classes)))
     if args.labels:
         print(SAMPLER_HEAD)
         for row in measure_sampler(args.labels, args.classes, args.num_instances):
