@@ -113,10 +113,16 @@ def test_the_tool_writes_consistent_numbers(tmp_path):
     command = [sys.executable, str(TOOL), str(config)]
     command += ['--steps', '3', '--warmup', '1', '--threads', '1', '--batch-size', '6']
     command += ['--json', str(tmp_path / 'out.json'), '--markdown', str(tmp_path / 'out.md')]
+    page = tmp_path / 'costs.md'
+    page.write_text(f'<!-- steps of {tmp_path.name} -->\n<!-- end of steps -->\n')
+    command += ['--save', str(tmp_path / 'costs')]
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / 'out.json').read_text())
+    (kept,) = (tmp_path / 'costs').iterdir()
+    assert kept.name.startswith('bake_tiny_6x16px_')
+    assert '| bake_tiny | 6, 16, 5 | wall, 1 | A | 3 |' in page.read_text()
 
     assert report['settings'] == {
         'batch_size': 6,

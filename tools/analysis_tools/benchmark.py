@@ -1,8 +1,8 @@
 """Compare the time and memory of a distilled training step with those of the plain one.
 
 The recipe and its counterpart (of a cohort: each student's own plain training, added up) run in
-one process, in turns, on equal random images; no data set is needed. The figures in
-docs/benchmarks.md come from this script.
+one process, in turns, on equal random images; no data set is needed. `--save docs/benchmarks`
+writes the tables of docs/benchmarks.md.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from mmengine.registry import init_default_scope
 
+from kd_mm.evidence import step_costs
 from kd_mm.export import plain_cfg, student_names
 from kd_mm.utils import launch
 from kd_mm.utils.benchmark import compare_steps, to_markdown
@@ -50,12 +51,19 @@ def parse_args():
     parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
     parser.add_argument('--json', metavar='OUT', help='write every number to this file')
     parser.add_argument('--markdown', metavar='OUT', help='write the table to this file')
+    parser.add_argument(
+        '--save',
+        metavar='FOLDER',
+        help='keep the figures here, and fill the tables of the page FOLDER.md with them',
+    )
     args = parser.parse_args()
     if args.threads is not None and args.threads < 1:
         parser.error(f'--threads must be at least 1, but got {args.threads}')
     for flag, path in (('--json', args.json), ('--markdown', args.markdown)):
         if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
             parser.error(f'{flag} must be a file in a folder that exists, but got {path}')
+    if args.save and not Path(f'{args.save}.md').is_file():
+        parser.error(f'--save must be a folder beside its page, but there is no {args.save}.md')
     return args
 
 
@@ -92,7 +100,11 @@ def main():
     launch.hold_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
+    recipe = '/'.join(Path(args.config).with_suffix('').parts[-2:])
+    page = Path(f'{args.save}.md')
     try:
+        if args.save:
+            step_costs.check_place(page.read_text(), recipe, args.cfg_options)
         report = measure(args)
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
@@ -100,6 +112,7 @@ def main():
         options = ', '.join(f'{key}={value}' for key, value in args.cfg_options.items())
         report['config']['name'] += f' with {options}'
     report['command'] = shlex.join(['python', *sys.argv])
+    report |= {'recipe': recipe, 'options': args.cfg_options}
     table = to_markdown(report)
     print(table)
     if args.json:
@@ -108,6 +121,9 @@ def main():
     if args.markdown:
         with open(args.markdown, 'w', encoding='utf-8') as file:
             file.write(table)
+    if args.save:
+        step_costs.save(report, Path(args.save))
+        page.write_text(step_costs.fill(page.read_text(), step_costs.read(Path(args.save))))
 
 
 if __name__ == '__main__':

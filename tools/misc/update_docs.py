@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.evidence import model_zoo
+from kd_mm.evidence import model_zoo, step_costs
 from kd_mm.utils.option_tables import fill_options
 
 REPO = Path(__file__).resolve().parents[2]
@@ -26,6 +26,10 @@ def main() -> None:
         text = stale.get(path, path.read_text())
         if fill_options(text) != path.read_text():
             stale[path] = fill_options(text)
+    page = REPO / 'docs/benchmarks.md'
+    costs = step_costs.fill(page.read_text(), step_costs.read(page.with_suffix('')))
+    if costs != page.read_text():
+        stale[page] = costs
     for path, text in stale.items():
         print('stale' if args.check else 'wrote', path.relative_to(REPO))
         if not args.check:
