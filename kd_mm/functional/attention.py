@@ -121,12 +121,6 @@ def _norm(z: Tensor) -> Tensor:
     return torch.linalg.vector_norm(z, dim=tuple(range(1, z.ndim)), keepdim=True)
 
 
-def _laid_out_as(x: Tensor, y: Tensor) -> Tensor:
-    """Return y in the memory layout of x: mixed, elementwise operations take five times longer."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
 def _check_shapes(x: Tensor, y: Tensor) -> None:
     """Raise ValueError unless two maps have one shape."""
     if x.shape != y.shape:
@@ -177,7 +171,7 @@ class _RebuildingDistances(torch.autograd.Function):
             (x.shape[1] * a.sum(dim=(1, 2, 3), keepdim=True)).sqrt()
             for a in (x_attention, y_attention)
         )
-        feature, x_share, y_share = _unit_distance(x, _laid_out_as(x, y), x_norm, y_norm)
+        feature, x_share, y_share = _unit_distance(x, y, x_norm, y_norm)
         norms = (_norm(x_attention), _norm(y_attention))
         attention, *shares = _unit_distance(x_attention, y_attention, *norms)
         ctx.save_for_backward(x, y, x_share, y_share, x_attention, y_attention, *shares)
@@ -189,7 +183,11 @@ class _RebuildingDistances(torch.autograd.Function):
         x, y, x_share, y_share, x_attention, y_attention, own, other = ctx.saved_tensors
         through = x_attention * own + y_attention * other
         scale = feature * x_share + (2 * attention / x.shape[1]) * through
-        return (x * scale).addcmul_(_laid_out_as(x, y), feature * y_share), None, None
+        # In one layout: mixed, the sum would take longer than this copy does.
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        y = y.contiguous(memory_format=layout)
+        return (x * scale).addcmul_(y, feature * y_share), None, None
 
 
 def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
