@@ -40,13 +40,16 @@ def explain(error: BaseException) -> str | None:
         >>> explain(RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '))
         'DataLoader worker (pid 7) is killed by signal: Killed; most likely the machine ran out \
 of memory; use fewer workers (train_dataloader.num_workers) or smaller batches'
+        >>> explain(RuntimeError('DataLoader worker (pid 7) is killed by signal: Terminated. '))
+        'the run was stopped by SIGTERM'
         >>> explain(KeyError('a mistake in the program'))
     """
     text = str(error).strip().rstrip('.')
     lines = text.splitlines() or ['']
+    if _is_sigterm(error):
+        return 'the run was stopped by SIGTERM'
     if isinstance(error, KeyboardInterrupt):
-        signal_ = 'SIGTERM' if isinstance(error, Terminated) else 'Ctrl-C'
-        return f'the run was stopped by {signal_}'
+        return 'the run was stopped by Ctrl-C'
     # A worker's error holds its own traceback as text, whose last line says what it was.
     if lines[0].startswith('Caught ') and 'DataLoader worker' in lines[0]:
         return f"a data loader's worker failed: {lines[-1]}"
@@ -89,12 +92,16 @@ def one_sentence(work_dir: str) -> Iterator[None]:
         sentence = explain(error)
         if sentence is None:
             raise
+        late = _stop_listening()
         _log_traceback(error)
         # All ranks meet the first two; anything else, the rank to which it happens.
         if is_first_process() or not isinstance(error, (FloatingPointError, KeyboardInterrupt)):
             print(f'error: {sentence}. {_way_on(work_dir)}', file=sys.stderr)
+        for number, handler in late.items():
+            signal.signal(number, handler)
         code = {Terminated: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}
-        raise SystemExit(int(code.get(type(error), 1))) from None
+        kind = Terminated if _is_sigterm(error) else type(error)
+        raise SystemExit(int(code.get(kind, 1))) from None
     finally:
         if alone:
             signal.signal(signal.SIGTERM, before)
@@ -102,6 +109,22 @@ def one_sentence(work_dir: str) -> Iterator[None]:
 
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
+
+
+def _is_sigterm(error: BaseException) -> bool:
+    """Tell whether a run, or first a worker of its data loader, was asked to end."""
+    worker = isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker')
+    return isinstance(error, Terminated) or (worker and 'signal: Terminated' in str(error))
+
+
+def _stop_listening() -> dict:
+    """Leave signals alone that come late, and return the handlers that they had.
+
+    Clusters send SIGTERM to all processes of a job: workers end beside their run, and torch would
+    raise their end where the sentence is being made.
+    """
+    deaf = {signal.SIGTERM: signal.SIG_IGN, signal.SIGCHLD: signal.SIG_DFL}
+    return {number: signal.signal(number, handler) for number, handler in deaf.items()}
 
 
 def _way_on(work_dir: str) -> str:

@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 
+from kd_mm.utils import failures
 from tests.conftest import REPO
 
 BREAKS_IN_EPOCH = 2
@@ -196,6 +197,40 @@ def test_one_sentence_then_resume(name, config, tmp_path, monkeypatch, capsys):
     main_of('train')()
     assert (work_dir / 'epoch_3.pth').exists()
     assert 'resumed epoch: 1' in capsys.readouterr().out
+
+
+def test_what_comes_with_sigterm_does_not_change_the_sentence(monkeypatch, capsys):
+    """A cluster ends the workers, too: before their run, or while it tells how to go on."""
+    ended = RuntimeError('DataLoader worker (pid 7) is killed by signal: Terminated. ')
+
+    def worker_ended(number, frame):
+        raise ended
+
+    def find(work_dir):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 'work/epoch_1.pth', []
+
+    def run():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def run_of_ended_worker():
+        raise ended
+
+    monkeypatch.setattr(failures, 'find_checkpoint', find)
+    before = signal.signal(signal.SIGCHLD, worker_ended)
+    try:
+        for end in (run, run_of_ended_worker):
+            with pytest.raises(SystemExit) as caught, failures.one_sentence('work'):
+                end()
+            assert caught.value.code == 143
+            assert capsys.readouterr().err == (
+                'error: the run was stopped by SIGTERM. The last checkpoint is work/epoch_1.pth; '
+                'repeat the command with --resume to go on from it.\n'
+            )
+            assert signal.getsignal(signal.SIGCHLD) is worker_ended
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_before_the_first_checkpoint_there_is_none_to_go_on_from(
