@@ -167,17 +167,17 @@ def _leaf_values(dataset: Sized) -> Iterator[object]:
 
 def _told_values(dataset: Sized) -> Iterator[object]:
     """Yield what ``get_cat_ids`` answers for each item, unpacked where it is a single label."""
-    try:
-        for i in range(len(dataset)):
+    for i in range(len(dataset)):
+        try:
             ids = dataset.get_cat_ids(i)
-            yield ids[0] if len(ids) == 1 else ids
-    except (AttributeError, KeyError, NotImplementedError) as error:
-        raise TypeError(
-            'The data set must be able to tell its labels, but '
-            f"{type(dataset).__name__} has neither 'gt_label' in its annotations nor a working "
-            f"'get_cat_ids', which raised {error!r}. Give its annotations a 'gt_label' "
-            '(mmpretrain: with_label=True), or write get_cat_ids(idx) -> [label].'
-        ) from error
+        except (AttributeError, KeyError, NotImplementedError) as error:
+            raise TypeError(
+                'The data set must be able to tell its labels, but '
+                f"{type(dataset).__name__} has neither 'gt_label' in its annotations nor a "
+                f"working 'get_cat_ids', which raised {error!r}. Give its annotations a "
+                "'gt_label' (mmpretrain: with_label=True), or write get_cat_ids(idx) -> [label]."
+            ) from error
+        yield ids[0] if len(ids) == 1 else ids
 
 
 def _is_complete(dataset: Sized) -> bool:
