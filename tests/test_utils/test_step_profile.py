@@ -113,3 +113,18 @@ def test_mistakes_are_named(changes, sizes, message):
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         profile_step(config, **{**SIZES, **sizes})
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--threads', '0'], '--threads must be at least 1, but got 0'),
+        (['--json', 'missing/out.json'], '--json must be a file in a folder that exists'),
+    ],
+)
+def test_the_tool_refuses_before_it_measures(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), 'not_read.py', *flags])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

@@ -18,7 +18,13 @@ from kd_mm.evidence import step_costs
 from kd_mm.export import plain_cfg, student_names
 from kd_mm.utils import launch
 from kd_mm.utils.benchmark import compare_steps, to_markdown
-from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained, read_config
+from kd_mm.utils.configs import (
+    USER_ERRORS,
+    OptionsAction,
+    check_measuring_args,
+    explained,
+    read_config,
+)
 from kd_mm.utils.preflight import check_types
 
 
@@ -57,11 +63,8 @@ def parse_args():
         help='keep the figures here, and fill the tables of the page FOLDER.md with them',
     )
     args = parser.parse_args()
-    if args.threads is not None and args.threads < 1:
-        parser.error(f'--threads must be at least 1, but got {args.threads}')
-    for flag, path in (('--json', args.json), ('--markdown', args.markdown)):
-        if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-            parser.error(f'{flag} must be a file in a folder that exists, but got {path}')
+    files = {'--json': args.json, '--markdown': args.markdown}
+    check_measuring_args(parser, args.threads, files)
     if args.save and not Path(f'{args.save}.md').is_file():
         parser.error(f'--save must be a folder beside its page, but there is no {args.save}.md')
     return args

@@ -12,7 +12,13 @@ import torch
 from mmengine.registry import init_default_scope
 
 from kd_mm.utils import launch
-from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained, read_config
+from kd_mm.utils.configs import (
+    USER_ERRORS,
+    OptionsAction,
+    check_measuring_args,
+    explained,
+    read_config,
+)
 from kd_mm.utils.preflight import check_types
 from kd_mm.utils.step_profile import profile_step, to_markdown
 
@@ -35,8 +41,7 @@ def parse_args():
     parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
     parser.add_argument('--json', metavar='OUT', help='write every number to this file')
     args = parser.parse_args()
-    if args.threads is not None and args.threads < 1:
-        parser.error(f'--threads must be at least 1, but got {args.threads}')
+    check_measuring_args(parser, args.threads, {'--json': args.json})
     return args
 
 
