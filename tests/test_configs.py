@@ -1315,9 +1315,11 @@ def snippets(text):
 
 
 def readme_rows(folder):
-    """Return {config: its row in the README's tables}."""
+    """Return {config: its row in the README's tables of recipes}."""
     rows = {}
-    for line in (CONFIGS / folder / 'README.md').read_text().splitlines():
+    text = (CONFIGS / folder / 'README.md').read_text()
+    text = re.sub(r'<!-- table\nshortened: true.*?<!-- end of table -->', '', text, flags=re.S)
+    for line in text.splitlines():
         if line.startswith('|'):
             for stem, link in re.findall(r'\[([^]]+)\]\(([^)]+\.py)\)', line):
                 assert Path(link).stem == stem
