@@ -11,7 +11,6 @@ import ast
 import importlib
 import importlib.util
 import itertools
-import multiprocessing
 import os
 import pkgutil
 import re
@@ -32,7 +31,7 @@ from kd_mm.evidence import reproduction
 from kd_mm.utils.configs import read_config
 from kd_mm.utils.preflight import check_types
 from tests.conftest import REPO, run
-from tests.test_tools.runs import PRELOAD
+from tests.forked import run_tool
 
 PAGES = sorted(
     path
@@ -260,21 +259,6 @@ SHORT = [
 ]
 
 
-def _run_tool(folder, name, arguments, log):
-    os.chdir(folder)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    import torch
-
-    torch.set_num_threads(1)
-    sys.argv = [name, *arguments]
-    spec = importlib.util.spec_from_file_location('tool', REPO / name)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    tool.main()
-
-
 def run_short(line, folder):
     """Run a command of ours in a process of its own, one epoch of 64 images long."""
     _, name, *arguments = [filled(word) for word in shlex.split(line)]
@@ -283,15 +267,7 @@ def run_short(line, folder):
         if '--cfg-options' not in arguments:
             arguments.append('--cfg-options')
         arguments += SHORT
-    multiprocessing.set_forkserver_preload(PRELOAD)
-    log = folder / 'console.txt'
-    process = multiprocessing.get_context('forkserver').Process(
-        target=_run_tool, args=(folder, name, arguments, log)
-    )
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode == 0, f'{line}\n{log.read_text()}'
-    return log.read_text()
+    return run_tool(name.removeprefix('tools/'), *arguments, cwd=folder).stdout
 
 
 @pytest.fixture(scope='module')

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from kd_mm.evidence import reproduction
 from kd_mm.evidence.reproduction import Row, Run, Settings, load_table, run_config, summarise
+from tests import forked
 from tests.conftest import REPO, run_tool
 
 CONFIGS = REPO / 'configs'
@@ -211,6 +212,6 @@ def test_tool_trains_and_writes_three_files(tmp_path):
     assert float(row['seed0']) == pytest.approx(top1, abs=1e-4)
     assert (int(row['steps']), int(row['mib'])) == (1, line['peak_mib'])
 
-    refused = run_tool('reproduce.py', *arguments[:3], '--seeds', 0, check=False)
+    refused = forked.run_tool('reproduce.py', *arguments[:3], '--seeds', 0, check=False)
     assert refused.returncode == 1
     assert 'error: --seeds must be at least 1, but got 0' in refused.stdout

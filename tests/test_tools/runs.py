@@ -1,8 +1,6 @@
 """Training runs in processes of their own that are killed at a chosen moment."""
 
-import gc
 import importlib.util
-import multiprocessing
 import os
 import signal
 import socket
@@ -11,23 +9,12 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import torch
 from mmengine.hooks import Hook
 
+from tests import forked
 from tests.conftest import REPO
 
 KILLED = -signal.SIGKILL
-PRELOAD = [
-    'kd_mm.engine',
-    'kd_mm.evaluation',
-    'kd_mm.utils.preflight',
-    'matplotlib.pyplot',
-    'mmpretrain.apis',
-    'mmpretrain.evaluation',
-    'mmpretrain.visualization',
-    'sklearn.datasets',
-]
 
 
 def die():
@@ -110,14 +97,8 @@ class Shadow:
 
 def _train(arguments, log, kill, env):
     os.setpgid(0, 0)
-    os.environ.update(env)
-    np.random.seed()  # else each process starts from the state that it was forked with
-    gc.freeze()  # MMEngine collects garbage whenever it loads data
     # What a user sees goes into a file: a killed process says nothing else.
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
+    forked.begin(log, env)
     spec = importlib.util.spec_from_file_location('train', REPO / 'tools/train.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
@@ -139,8 +120,7 @@ def train(config, work_dir, *arguments, kill=None, ranks=1):
 
     The code is that of the first rank. Where that is killed, the others are, too.
     """
-    multiprocessing.set_forkserver_preload(PRELOAD)
-    context = multiprocessing.get_context('forkserver')
+    context = forked.server()
     log = Path(work_dir) / 'console.txt'
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [config, '--work-dir', work_dir, *arguments]

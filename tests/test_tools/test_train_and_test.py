@@ -14,6 +14,7 @@ from mmpretrain import ImageClassificationInferencer
 
 from kd_mm.datasets import Digits
 from kd_mm.utils.configs import read_config
+from tests import forked
 from tests.conftest import REPO, run, run_tool
 
 CONFIG = 'configs/bake/resnet20_1xb64_digits.py'
@@ -25,7 +26,7 @@ SHORT = [
 ]
 
 
-def train(work_dir, *arguments, epochs, **kwargs):
+def train(work_dir, *arguments, epochs, run_tool=forked.run_tool):
     return run_tool(
         'train.py',
         CONFIG,
@@ -35,7 +36,6 @@ def train(work_dir, *arguments, epochs, **kwargs):
         '--cfg-options',
         *SHORT,
         f'train_cfg.max_epochs={epochs}',
-        **kwargs,
     )
 
 
@@ -49,7 +49,7 @@ def scalars(work_dir):
 def work_dir(tmp_path_factory):
     """A finished run of one epoch."""
     folder = tmp_path_factory.mktemp('digits')
-    output = train(folder, epochs=1).stdout
+    output = train(folder, epochs=1, run_tool=run_tool).stdout
     (folder / 'console.txt').write_text(output)
     return folder
 
@@ -92,11 +92,11 @@ def test_inferencer_of_mmpretrain_takes_the_deployed_network(work_dir):
 
 def test_our_test_tool_gives_the_accuracy_of_training(work_dir, tmp_path):
     logged = [row['accuracy/top1'] for row in scalars(work_dir) if 'accuracy/top1' in row][-1]
-    for config, checkpoint in (
-        (CONFIG, work_dir / 'epoch_1.pth'),
-        (work_dir / 'deploy/config.py', work_dir / 'deploy/model.pth'),
+    for tool, config, checkpoint in (
+        (run_tool, CONFIG, work_dir / 'epoch_1.pth'),
+        (forked.run_tool, work_dir / 'deploy/config.py', work_dir / 'deploy/model.pth'),
     ):
-        run_tool(
+        tool(
             'test.py',
             config,
             checkpoint,
@@ -114,7 +114,7 @@ def test_our_test_tool_gives_the_accuracy_of_training(work_dir, tmp_path):
 
 
 def test_test_time_augmentation_loads_the_checkpoint(work_dir, tmp_path):
-    output = run_tool(
+    output = forked.run_tool(
         'test.py',
         CONFIG,
         work_dir / 'deploy/model.pth',
@@ -218,7 +218,7 @@ def test_export_tool_writes_what_the_hook_wrote(work_dir, tmp_path):
 
 def test_user_errors_end_in_one_sentence_and_leave_the_work_dir_alone(work_dir):
     before = {path: path.read_bytes() for path in work_dir.rglob('*') if path.is_file()}
-    done = run_tool(
+    done = forked.run_tool(
         'train.py',
         CONFIG,
         '--work-dir',

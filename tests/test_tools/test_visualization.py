@@ -1,10 +1,6 @@
 """Each tool draws its picture in a process of its own, by the command of docs/visualization.md."""
 
-import multiprocessing
-import os
 import re
-import runpy
-import sys
 
 import cv2
 import numpy as np
@@ -14,7 +10,7 @@ from mmengine.config import Config
 
 from kd_mm.registry import MODELS
 from tests.conftest import REPO
-from tests.test_tools import runs
+from tests.forked import run_tool
 
 STUDENTS = ('student1', 'student2', 'leader')
 SMALL = """
@@ -24,28 +20,6 @@ train_dataloader = dict(batch_size=12, dataset=dict(indices=36))
 val_dataloader = dict(dataset=dict(indices=4))
 test_dataloader = dict(dataset=dict(indices=4))
 """
-
-
-def _main(tool, arguments, log):
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    sys.argv = [tool, *map(str, arguments)]
-    runpy.run_path(str(REPO / 'tools/visualization' / tool), run_name='__main__')
-
-
-def run(tool, *arguments, cwd):
-    """Run a tool, started from a process that has imported what it needs; return its output."""
-    preload = [*runs.PRELOAD, 'kd_mm.visualization.inputs', 'matplotlib.figure']
-    multiprocessing.set_forkserver_preload(preload)
-    context = multiprocessing.get_context('forkserver')
-    log = cwd / 'console.txt'
-    process = context.Process(target=_main, args=(tool, arguments, log))
-    process.start()
-    process.join(timeout=240)
-    assert process.exitcode == 0, log.read_text()
-    return log.read_text()
 
 
 def write(folder, name, base, model):
@@ -81,8 +55,10 @@ def columns(path):
 
 def test_attention_of_students_leader_and_fusion(world):
     out = world / 'new/attention.png'
-    said = run('vis_attention.py', world / 'ffsd.py', world / 'ffsd.pth', world / 'pictures',
-               '--save-path', out, cwd=world)  # fmt: skip
+    said = run_tool(
+        'visualization/vis_attention.py', world / 'ffsd.py', world / 'ffsd.pth',
+        world / 'pictures', '--save-path', out,
+    ).stdout  # fmt: skip
     networks = re.findall(r'^(\w+): attention of (\w+)$', said, flags=re.M)
     assert networks == [*((name, 'backbone') for name in STUDENTS), ('fusion', 'fusion')]
     assert said.rstrip().endswith(f'wrote {out}')
@@ -91,8 +67,10 @@ def test_attention_of_students_leader_and_fusion(world):
 
 def test_predictions(world):
     out = world / 'predictions.png'
-    run('vis_predictions.py', world / 'ffsd.py', world / 'ffsd.pth', '--phase', 'val',
-        '-n', 2, '--topk', 10, '--save-path', out, cwd=world)  # fmt: skip
+    run_tool(
+        'visualization/vis_predictions.py', world / 'ffsd.py', world / 'ffsd.pth', '--phase',
+        'val', '-n', 2, '--topk', 10, '--save-path', out,
+    )  # fmt: skip
     height, width = cv2.imread(str(out)).shape[:2]
     assert height > 2 * 10 * 0.2 * 200  # inches of a bar, at 200 dpi
     assert width > 5 * 1.45 * 200  # students, ensemble, leader and fusion
@@ -100,8 +78,10 @@ def test_predictions(world):
 
 def test_affinity(world):
     out = world / 'affinity.png'
-    run('vis_affinity.py', world / 'bake.py', world / 'bake.pth', '--number', 8,
-        '--index', 1, '--seed', 2, '--save-path', out, cwd=world)  # fmt: skip
+    run_tool(
+        'visualization/vis_affinity.py', world / 'bake.py', world / 'bake.pth', '--number', 8,
+        '--index', 1, '--seed', 2, '--save-path', out,
+    )  # fmt: skip
     height, width = cv2.imread(str(out)).shape[:2]
     assert width > height > 800
 
@@ -109,6 +89,8 @@ def test_affinity(world):
 def test_views(world):
     config = REPO / 'configs/kdcl/kdcl-minlogit_resnet20-wrn16-1_1xb64_digits.py'
     out = world / 'views.png'
-    run('vis_views.py', config, '-n', 2, '--seed', 1, '--save-path', out, '--cfg-options',
-        'train_dataloader.dataset.indices=70', cwd=world)  # fmt: skip
+    run_tool(
+        'visualization/vis_views.py', config, '-n', 2, '--seed', 1, '--save-path', out,
+        '--cfg-options', 'train_dataloader.dataset.indices=70',
+    )  # fmt: skip
     assert columns(out) == 3  # the image and two students

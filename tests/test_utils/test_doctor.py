@@ -22,6 +22,7 @@ from kd_mm.utils.doctor import (
     examine_installation,
 )
 from kd_mm.utils.launch import set_dataloader_defaults
+from tests import forked
 from tests.conftest import REPO, run, run_tool
 
 BAKE = 'configs/bake/resnet20_1xb64_digits.py'
@@ -306,7 +307,7 @@ def test_the_tool_runs_nothing_that_a_checkpoint_holds(tmp_path):
     start = 'model.backbone.init_cfg'
     options = [f'{start}.type=Pretrained', f'{start}.checkpoint={tmp_path}/a.pth']
     options = ['--cfg-options', *options, 'train_dataloader.dataset.indices=64']
-    done = run_tool('misc/doctor.py', BAKE, *options, check=False)
+    done = forked.run_tool('misc/doctor.py', BAKE, *options, check=False)
     assert done.returncode == 1
     assert [line for line in done.stdout.splitlines() if line.startswith('error: ')]
     assert not (tmp_path / 'ran').exists()

@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from kd_mm.utils.preflight import USER_ERRORS, check_config, check_parts, check_types, options
-from tests.conftest import REPO, run_tool
+from tests.conftest import REPO
+from tests.forked import run_tool
 
 DIGITS = 'configs/bake/resnet20_1xb64_digits.py'
 SWIN = 'configs/bake/swin-t_8xb128_in1k.py'
