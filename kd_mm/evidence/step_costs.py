@@ -7,8 +7,8 @@ all records of a folder into a Markdown page, between two comments. The first te
     ...
     <!-- end of steps -->
 
-with the folder of the configs, or ``<folder>, switched`` for the runs with options of the config
-changed.
+with the folder of the configs, or ``<folder>, switched`` for a config whose options were changed
+beside others whose options were not.
 """
 
 import json
@@ -27,8 +27,9 @@ def save(report: Mapping, folder: Path) -> Path:
 
     Args:
         report: Of :func:`kd_mm.utils.benchmark.compare_steps`, with ``recipe`` (path of the config
-            from the folder of configs, without ending), ``command`` and ``options``
-            (what of the config was changed: values by key).
+            from the folder of configs, without ending), ``command``, ``options`` (what of the
+            config was changed: values by key) and ``undistilled`` (whether it is compared with
+            itself undistilled, options and all).
         folder: Made if missing.
 
     Returns:
@@ -45,15 +46,15 @@ def read(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
 
 
-def check_place(text: str, recipe: str, options: Mapping) -> None:
+def check_place(text: str, recipe: str, switched: bool) -> None:
     """Raise ValueError unless a page has a table for a recipe.
 
     Args:
         text: The page.
         recipe: Path of the config from the folder of configs.
-        options: What of the config is changed.
+        switched: Whether options were changed that its counterpart does not have.
     """
-    place = recipe.split('/')[0], bool(options)
+    place = recipe.split('/')[0], switched
     if place not in {(found[2], bool(found[3])) for found in STEPS.finditer(text)}:
         mark = f'<!-- steps of {place[0]}{", switched" * place[1]} -->'
         raise ValueError(
@@ -78,7 +79,7 @@ def fill(text: str, records: Sequence[Mapping]) -> str:
         '<!-- steps of bake -->\n<!-- end of steps -->'
     """
     for record in records:
-        check_place(text, record['recipe'], record['options'])
+        check_place(text, record['recipe'], _switched(record))
     machines = _machines(records)
 
     def table(found: re.Match) -> str:
@@ -91,7 +92,7 @@ def fill(text: str, records: Sequence[Mapping]) -> str:
 def _section(records: Sequence[Mapping], machines: Mapping[str, str]) -> str:
     """Return table, machines and commands."""
     headings = ['recipe', 'images, px, classes', 'clock, threads', 'machine', 'pairs']
-    switched = bool(records[0]['options'])
+    switched = _switched(records[0])
     if switched:
         headings.insert(1, 'with')
     headings += ['step, ms', 'without, ms' if switched else 'plain, ms', 'ratio (95 % interval)']
@@ -118,6 +119,8 @@ def _section(records: Sequence[Mapping], machines: Mapping[str, str]) -> str:
         ]
         if switched:
             row.insert(1, _options(record))
+        elif record['options']:
+            row[0] += f' with {_options(record)}'
         if heads:
             row += _of_head(record['distillation'])
         rows.append(row)
@@ -139,7 +142,11 @@ def _of_head(distillation: Mapping | None) -> list[str]:
 
 
 def _place(record: Mapping) -> tuple[str, bool]:
-    return record['recipe'].split('/')[0], bool(record['options'])
+    return record['recipe'].split('/')[0], _switched(record)
+
+
+def _switched(record: Mapping) -> bool:
+    return bool(record['options']) and not record['undistilled']
 
 
 def _options(record: Mapping) -> str:

@@ -36,6 +36,8 @@ from kd_mm.models.algorithms import BaseCohort
 from kd_mm.models.algorithms.base import student_cfg
 from kd_mm.version import __version__
 
+CHANNELS_LAST, BFLOAT16 = 'kd_mm.ChannelsLastHook', 'kd_mm.Bfloat16OptimWrapper'
+
 
 def compare_steps(
     config: Config,
@@ -59,10 +61,9 @@ def compare_steps(
     of a pair draw the same random numbers. On CUDA, times come from events and the host never
     waits inside the timed loop.
 
-    A cohort is compared with its students' own recipes, ``plain_cfg(config, name)`` of
-    :mod:`kd_mm.export` for each name: the times of their steps add up, and so do their memories,
-    as they would on a device each. A cohort with views per student gets each view of its own, of
-    the same images.
+    A cohort is compared with its students' own recipes, :func:`undistilled` for each name: the
+    times of their steps add up, and so do their memories, as they would on a device each. A cohort
+    with views per student gets each view of its own, of the same images.
 
     What a config says of ``compile``, ``kd_mm.ChannelsLastHook`` and its optimizer wrapper holds,
     as in a run of it; of what else its hooks do, nothing.
@@ -431,6 +432,27 @@ class Stopwatch:
         return [(end - start) * 1000 for start, end in spans]
 
 
+def undistilled(config: Config, student: str | None = None) -> Config:
+    """Return the plain recipe of a network, with the switches of its distilled one.
+
+    Args:
+        config: A recipe. It is not changed.
+        student: Name of a student of a cohort; by default the deployed one.
+
+    Returns:
+        :func:`kd_mm.export.plain_cfg`, which keeps ``compile``, with what that leaves out of
+        kd_mm's own: ``kd_mm.ChannelsLastHook`` and ``kd_mm.Bfloat16OptimWrapper``.
+    """
+    plain = plain_cfg(config, student)
+    _, channels_last, wrapper = _switches(config)
+    if channels_last:
+        plain.custom_hooks = [*(plain.get('custom_hooks') or []), {'type': CHANNELS_LAST}]
+    if wrapper == BFLOAT16:
+        plain.optim_wrapper.type = wrapper
+        plain.optim_wrapper.pop('dtype', None)
+    return plain
+
+
 def _names_of(against: list[Config], names: Sequence[str] | None) -> list[str]:
     if not against:
         raise ValueError('against must hold at least one config, but it is empty.')
@@ -450,7 +472,7 @@ def _switches(config: Config) -> tuple[bool | dict, bool, str | None]:
     """Return what a config makes faster: ``compile``, channels last, and its wrapper's type."""
     hooks = [*(config.get('default_hooks') or {}).values(), *(config.get('custom_hooks') or [])]
     types = [hook.get('type') for hook in hooks if hook]
-    channels_last = 'kd_mm.ChannelsLastHook' in types or ChannelsLastHook in types
+    channels_last = CHANNELS_LAST in types or ChannelsLastHook in types
     return config.get('compile') or False, channels_last, config.optim_wrapper.get('type')
 
 

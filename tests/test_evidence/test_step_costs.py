@@ -48,6 +48,7 @@ def report(recipe='bake/one', options=None, **changes):
         'distillation': None,
         'recipe': recipe,
         'options': options or {},
+        'undistilled': not options,
         'command': f'python benchmark.py configs/{recipe}.py',
         **changes,
     }
@@ -79,6 +80,7 @@ def test_a_page_shows_each_record_in_its_place(tmp_path):
         tmp_path,
         report(distillation=head),
         report('bake/one', {'compile': True}),
+        report('ffsd/two', {'compile': True}, undistilled=True),
         report('ffsd/two', machine={**report()['machine'], 'device': 'Slow'}),
     )
     bake, rest = page.split('<!-- steps of bake, switched -->')
@@ -93,8 +95,9 @@ def test_a_page_shows_each_record_in_its_place(tmp_path):
     assert 'old' not in page
     assert f'| one | `compile=True` | 32, 224, 1,000 | wall, 2 | A {common}\n' in switched
     assert f'| two | 32, 224, 1,000 | wall, 2 | B {common}\n' in ffsd
+    assert f'| two with `compile=True` | 32, 224, 1,000 | wall, 2 | A {common}\n' in ffsd
     assert '- B: Slow; torch 9.8.' in ffsd
-    assert 'Fast' not in ffsd
+    assert '- A: Slow' not in page
     assert page.startswith('# Costs\n')
 
 
@@ -126,4 +129,4 @@ def test_a_record_without_a_place_is_refused(tmp_path):
     with pytest.raises(ValueError, match='has no line <!-- steps of kdcl -->; add it'):
         filled(tmp_path, report('kdcl/three'))
     with pytest.raises(ValueError, match='<!-- steps of ffsd, switched -->'):
-        step_costs.check_place(PAGE, 'ffsd/two', {'compile': True})
+        step_costs.check_place(PAGE, 'ffsd/two', True)

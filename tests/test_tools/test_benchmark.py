@@ -212,18 +212,19 @@ def test_the_tool_compares_with_what_it_is_told(tool, tmp_path):
     assert [Path(cfg.filename).name for cfg in against] == ['a.py', 'bake.py']
 
 
-def test_options_change_the_first_config_alone(tool, tmp_path):
+@pytest.mark.parametrize('named', [True, False])
+def test_options_change_the_config_and_its_own_undistilled_recipe(tool, tmp_path, named):
     path = tmp_path / 'bake.py'
     tiny_config().dump(path)
     options = ['--cfg-options', 'compile=True', 'model.head.omega=0.25']
-    for more in (['--against', path], []):
-        _, (other,) = tool(path, *options, *more)
-        config = tool.given[0]
-        assert (config.compile, config.model.head.omega) == (True, 0.25)
-        assert 'compile' not in other
-        assert 'omega' not in other.model.head
-        name = 'a with compile=True, model.head.omega=0.25'
-        assert tool.report['config']['name'] == name
+    _, (other,) = tool(path, *options, *(['--against', path] if named else []))
+    config = tool.given[0]
+    assert (config.compile, config.model.head.omega) == (True, 0.25)
+    assert 'omega' not in other.model.head
+    assert ('compile' in other) != named
+    name = 'a with compile=True, model.head.omega=0.25'
+    assert tool.report['config']['name'] == name
+    assert tool.report['undistilled'] != named
 
 
 @pytest.fixture
@@ -290,6 +291,17 @@ def test_switches_hold_on_their_side_alone(recorded, monkeypatch):
     assert not isinstance(plain.optim_wrapper, Bfloat16OptimWrapper)
     assert fast.loss != plain.loss
     assert report['distillation'] is None
+
+
+@pytest.mark.parametrize('names', [[None], ['here', 'there']])
+def test_a_recipe_undistilled_has_its_switches(names, tmp_path):
+    config = cohort_config(tmp_path) if names[0] else tiny_config()
+    config.compile = {'backend': 'eager'}
+    config.default_hooks = {'last': {'type': 'kd_mm.ChannelsLastHook'}}
+    config.optim_wrapper.type = 'kd_mm.Bfloat16OptimWrapper'
+    for plain in (benchmark.undistilled(config, name) for name in names):
+        assert benchmark._switches(plain) == benchmark._switches(config)
+        assert plain.model.head.type == 'LinearClsHead'
 
 
 @pytest.mark.parametrize('same', [True, False])

@@ -1,7 +1,8 @@
 """Compare the time and memory of a distilled training step with those of the plain one.
 
 The recipe and its counterpart (of a cohort: each student's own plain training, added up) run in
-one process, in turns, on equal random images; no data set is needed. `--save docs/benchmarks`
+one process, in turns, on equal random images; no data set is needed. Options hold for both, but
+not for what `--against` names. `--save docs/benchmarks`
 writes the tables of docs/benchmarks.md.
 """
 
@@ -15,9 +16,9 @@ import torch
 from mmengine.registry import init_default_scope
 
 from kd_mm.evidence import step_costs
-from kd_mm.export import plain_cfg, student_names
+from kd_mm.export import student_names
 from kd_mm.utils import launch
-from kd_mm.utils.benchmark import compare_steps, to_markdown
+from kd_mm.utils.benchmark import compare_steps, to_markdown, undistilled
 from kd_mm.utils.configs import (
     USER_ERRORS,
     OptionsAction,
@@ -42,7 +43,8 @@ def parse_args():
         nargs='+',
         action=OptionsAction,
         default={},
-        help='settings of CONFIG alone, as key=value pairs (compile=True)',
+        help='settings of CONFIG, as key=value pairs (compile=True); also of CONFIG undistilled, '
+        'but not of what --against names',
     )
     parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
     parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
@@ -77,9 +79,8 @@ def measure(args):
     if args.against:
         names, against = None, [read_config(path) for path in args.against]
     else:
-        given = read_config(args.config)
-        names = student_names(given) or None
-        against = [plain_cfg(given, name) for name in names or [None]]
+        names = student_names(config) or None
+        against = [undistilled(config, name) for name in names or [None]]
     for cfg in against:
         check_types(cfg.to_dict())
     with explained('the steps cannot be timed', 'look at the config and at the sizes given'):
@@ -107,7 +108,8 @@ def main():
     page = Path(f'{args.save}.md')
     try:
         if args.save:
-            step_costs.check_place(page.read_text(), recipe, args.cfg_options)
+            switched = bool(args.cfg_options and args.against)
+            step_costs.check_place(page.read_text(), recipe, switched)
         report = measure(args)
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
@@ -115,7 +117,7 @@ def main():
         options = ', '.join(f'{key}={value}' for key, value in args.cfg_options.items())
         report['config']['name'] += f' with {options}'
     report['command'] = shlex.join(['python', *sys.argv])
-    report |= {'recipe': recipe, 'options': args.cfg_options}
+    report |= {'recipe': recipe, 'options': args.cfg_options, 'undistilled': not args.against}
     table = to_markdown(report)
     print(table)
     if args.json:
