@@ -192,6 +192,17 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
         Run(row, 0, Settings(epochs=2), tmp_path)
 
 
+def test_epochs_are_counted_in_the_log_until_there_is_a_result(tmp_path, monkeypatch):
+    run = Run(ROWS['vanilla_resnet20_1xb64_digits'], 0, Settings(epochs=3), tmp_path)
+    logged = [{'accuracy/top1': 10.0, 'step': 1}]
+    monkeypatch.setattr(reproduction, 'read_log', lambda work_dir: ([], logged))
+    assert run.epochs_done == 1
+    run.work_dir.mkdir(parents=True)
+    (run.work_dir / reproduction.RESULT).write_text('{}')
+    logged.clear()
+    assert run.epochs_done == 3
+
+
 def test_tool_trains_and_writes_three_files(tmp_path):
     arguments = (
         'digits', '--rows', 'vanilla_resnet20_1xb64_digits', '--epochs', 1, '--subset', 64,
