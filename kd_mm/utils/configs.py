@@ -43,23 +43,6 @@ class OptionsAction(DictAction):
             parser.error(f'{option} cannot read {" ".join(values)}: {error}')
 
 
-def check_measuring_args(
-    parser: ArgumentParser, threads: int | None, files: Mapping[str, str | None]
-) -> None:
-    """End a measuring tool before it measures, if what it shall do afterwards cannot be done.
-
-    Args:
-        parser: The tool's.
-        threads: Its ``--threads``.
-        files: Where it shall write, by flag.
-    """
-    if threads is not None and threads < 1:
-        parser.error(f'--threads must be at least 1, but got {threads}')
-    for flag, path in files.items():
-        if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-            parser.error(f'{flag} must be a file in a folder that exists, but got {path}')
-
-
 def reason(error: BaseException) -> str:
     """Say in a line what an error of another library means.
 

@@ -55,6 +55,54 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_step_arguments(parser: argparse.ArgumentParser, steps: int, warmup: int) -> None:
+    """Add the flags of a tool that measures training steps.
+
+    Args:
+        parser: The tool's.
+        steps: Default of ``--steps``.
+        warmup: Default of ``--warmup``.
+    """
+    parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
+    parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
+    parser.add_argument('--num-classes', type=int, help="number of classes (config's)")
+    parser.add_argument('--steps', type=int, default=steps, help=f'measured steps ({steps})')
+    parser.add_argument('--warmup', type=int, default=warmup, help=f'steps before them ({warmup})')
+    parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
+    parser.add_argument('--json', metavar='OUT', help='write every number to this file')
+
+
+def check_step_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, *files: str
+) -> None:
+    """End such a tool before it measures, if what it shall do afterwards cannot be done.
+
+    Args:
+        parser: The tool's.
+        args: Parsed arguments.
+        files: Flags of files to write, beside ``json``, without dashes.
+    """
+    if args.threads is not None and args.threads < 1:
+        parser.error(f'--threads must be at least 1, but got {args.threads}')
+    for flag in ('json', *files):
+        path = getattr(args, flag)
+        if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+            parser.error(f'--{flag} must be a file in a folder that exists, but got {path}')
+
+
+def step_settings(args: argparse.Namespace) -> dict[str, int | None]:
+    """Return what of these arguments a measurement takes, by name."""
+    names = ('batch_size', 'img_size', 'num_classes', 'steps', 'warmup')
+    return {name: getattr(args, name) for name in names}
+
+
+def prepare_steps(args: argparse.Namespace) -> None:
+    """Make ready for training steps that are measured: threads, and memory as in training."""
+    hold_freed_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+
 def set_local_rank(args: argparse.Namespace) -> None:
     """Tell MMEngine the local rank where the launcher gave it as a flag only."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -12,20 +12,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
 from mmengine.registry import init_default_scope
 
 from kd_mm.evidence import step_costs
 from kd_mm.export import student_names
 from kd_mm.utils import launch
 from kd_mm.utils.benchmark import compare_steps, to_markdown, undistilled
-from kd_mm.utils.configs import (
-    USER_ERRORS,
-    OptionsAction,
-    check_measuring_args,
-    explained,
-    read_config,
-)
+from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained, read_config
 from kd_mm.utils.preflight import check_types
 
 
@@ -46,18 +39,12 @@ def parse_args():
         help='settings of CONFIG, as key=value pairs (compile=True); also of CONFIG undistilled, '
         'but not of what --against names',
     )
-    parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
-    parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
-    parser.add_argument('--num-classes', type=int, help="number of classes (config's)")
-    parser.add_argument('--steps', type=int, default=30, help='timed pairs (30)')
-    parser.add_argument('--warmup', type=int, default=5, help='untimed pairs before (5)')
+    launch.add_step_arguments(parser, steps=30, warmup=5)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument(
         '--clock', choices=['wall', 'cpu'], default='wall', help='cpu: blind to other programs'
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (CUDA)')
-    parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
-    parser.add_argument('--json', metavar='OUT', help='write every number to this file')
     parser.add_argument('--markdown', metavar='OUT', help='write the table to this file')
     parser.add_argument(
         '--save',
@@ -65,8 +52,7 @@ def parse_args():
         help='keep the figures here, and fill the tables of the page FOLDER.md with them',
     )
     args = parser.parse_args()
-    files = {'--json': args.json, '--markdown': args.markdown}
-    check_measuring_args(parser, args.threads, files)
+    launch.check_step_arguments(parser, args, 'markdown')
     if args.save and not Path(f'{args.save}.md').is_file():
         parser.error(f'--save must be a folder beside its page, but there is no {args.save}.md')
     return args
@@ -88,11 +74,7 @@ def measure(args):
             config,
             against,
             names,
-            batch_size=args.batch_size,
-            img_size=args.img_size,
-            num_classes=args.num_classes,
-            steps=args.steps,
-            warmup=args.warmup,
+            **launch.step_settings(args),
             device=args.device,
             clock=args.clock,
             amp=args.amp,
@@ -101,9 +83,7 @@ def measure(args):
 
 def main():
     args = parse_args()
-    launch.hold_freed_memory()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    launch.prepare_steps(args)
     recipe = '/'.join(Path(args.config).with_suffix('').parts[-2:])
     page = Path(f'{args.save}.md')
     try:

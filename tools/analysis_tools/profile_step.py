@@ -8,17 +8,10 @@ import json
 import shlex
 import sys
 
-import torch
 from mmengine.registry import init_default_scope
 
 from kd_mm.utils import launch
-from kd_mm.utils.configs import (
-    USER_ERRORS,
-    OptionsAction,
-    check_measuring_args,
-    explained,
-    read_config,
-)
+from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained, read_config
 from kd_mm.utils.preflight import check_types
 from kd_mm.utils.step_profile import profile_step, to_markdown
 
@@ -33,15 +26,9 @@ def parse_args():
         default={},
         help='settings of the config, as key=value pairs',
     )
-    parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
-    parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
-    parser.add_argument('--num-classes', type=int, help="number of classes (config's)")
-    parser.add_argument('--steps', type=int, default=5, help='profiled steps (5)')
-    parser.add_argument('--warmup', type=int, default=2, help='steps before them (2)')
-    parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
-    parser.add_argument('--json', metavar='OUT', help='write every number to this file')
+    launch.add_step_arguments(parser, steps=5, warmup=2)
     args = parser.parse_args()
-    check_measuring_args(parser, args.threads, {'--json': args.json})
+    launch.check_step_arguments(parser, args)
     return args
 
 
@@ -50,21 +37,12 @@ def measure(args):
     init_default_scope(config.get('default_scope') or 'mmpretrain')
     check_types(config.to_dict())
     with explained('the step cannot be timed', 'look at the config and at the sizes given'):
-        return profile_step(
-            config,
-            batch_size=args.batch_size,
-            img_size=args.img_size,
-            num_classes=args.num_classes,
-            steps=args.steps,
-            warmup=args.warmup,
-        )
+        return profile_step(config, **launch.step_settings(args))
 
 
 def main():
     args = parse_args()
-    launch.hold_freed_memory()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    launch.prepare_steps(args)
     try:
         report = measure(args)
     except USER_ERRORS as error:
