@@ -67,6 +67,32 @@ are, larger values soften them (BAKE: 4, KDCL and FFSD: 2)
         )
 
 
+def soft_log_probs(logits: Tensor, temperature: float) -> Tensor:
+    r"""Log-probabilities of temperature-softened predictions.
+
+    .. math:: \log \mathrm{softmax}(z / T)
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), section 2.
+
+    Args:
+        logits: Logits ``z``, (..., K). Carry gradient.
+        temperature: T > 0.
+
+    Returns:
+        (..., K), in float32 at least.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive.
+
+    Examples:
+        >>> import torch
+        >>> soft_log_probs(torch.tensor([[0.0, 2.0]]), temperature=2.0).exp()
+        tensor([[0.2689, 0.7311]])
+    """
+    check_temperature(temperature)
+    return F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+
+
 def soft_target_kl(logits: Tensor, target_probs: Tensor, temperature: float) -> Tensor:
     r"""Temperature-softened divergence of a student from a soft target, one value per sample.
 
@@ -100,8 +126,36 @@ def soft_target_kl(logits: Tensor, target_probs: Tensor, temperature: float) -> 
             'logits and target_probs must have one shape (N, K), but got '
             f'{tuple(logits.shape)} and {tuple(target_probs.shape)}'
         )
-    log_probs = F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+    terms = _negative_kl_terms(soft_log_probs(logits, temperature), target_probs)
+    return -(temperature**2) * terms.sum(dim=-1)
+
+
+def mean_kl(log_probs: Tensor, target_probs: Tensor, weight: float) -> Tensor:
+    r"""Weighted mean over samples of the divergence from a target, in few operations.
+
+    .. math:: \frac{w}{N} \sum_n \sum_k q_{nk} \, (\log q_{nk} - \log p_{nk})
+
+    With the log-probabilities of :func:`soft_log_probs` and :math:`w = T^2`, the mean of
+    :func:`soft_target_kl`.
+
+    Args:
+        log_probs: :math:`\log p`, (N, K). Carry gradient.
+        target_probs: Target distributions ``q``, (N, K). Detached here. Zeros are allowed.
+        weight: ``w``.
+
+    Returns:
+        A scalar, >= 0 for w >= 0, in float32 at least.
+
+    Examples:
+        >>> import torch
+        >>> log_probs = soft_log_probs(torch.tensor([[0.0, 2.0]]), temperature=2.0)
+        >>> mean_kl(log_probs, torch.tensor([[0.5, 0.5]]), weight=4.0)
+        tensor(0.4805)
+    """
+    return _negative_kl_terms(log_probs, target_probs).sum() * (-weight / len(log_probs))
+
+
+def _negative_kl_terms(log_probs: Tensor, target_probs: Tensor) -> Tensor:
+    """Return q (log p - log q), with 0 log 0 = 0; as F.kl_div, in fewer operations."""
     target_probs = at_least_float32(target_probs.detach())
-    # As F.kl_div, in fewer operations; 0 log 0 = 0.
-    terms = torch.xlogy(target_probs, target_probs).sub_(target_probs * log_probs)
-    return temperature**2 * terms.sum(dim=-1)
+    return (target_probs * log_probs).sub_(torch.xlogy(target_probs, target_probs))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_mm.functional.batch_ensemble import affinity, ensemble_knowledge
+from kd_mm.functional.batch_ensemble import affinity, ensemble_knowledge, propagate
 from kd_mm.functional.divergence import soft_target_kl
 from tests.references import batch_ensemble as reference
 
@@ -61,6 +61,15 @@ def test_two_images_by_hand():
     probs = (logits / 2).softmax(1)
     expected = torch.stack([probs[0] + 0.5 * probs[1], 0.5 * probs[0] + probs[1]]) / 1.5
     torch.testing.assert_close(ensemble_knowledge(features, logits, 2.0, 0.5), expected)
+
+
+def test_predictions_that_are_given_are_propagated_as_they_are():
+    features, logits = draw()
+    for kwargs in ({}, {'rows': slice(2, 5)}, {'valid': (torch.arange(9) < 7).double()}):
+        expected = ensemble_knowledge(features, logits, 2.0, 0.5, **kwargs)
+        ours = propagate(features, (logits / 2).softmax(1).requires_grad_(), 0.5, **kwargs)
+        assert torch.equal(ours, expected)
+        assert not ours.requires_grad
 
 
 def test_one_image_keeps_its_own_prediction():
@@ -125,6 +134,7 @@ def test_inputs_are_left_as_they_were():
     features, logits = draw()
     before = features.clone(), logits.clone()
     ensemble_knowledge(features, logits, 4.0, 0.5)
+    propagate(features, logits, 0.5)
     assert torch.equal(features, before[0])
     assert torch.equal(logits, before[1])
 
@@ -133,6 +143,8 @@ def test_inputs_are_left_as_they_were():
 def test_refuses_omega_outside_its_range(omega):
     with pytest.raises(ValueError, match=r'omega must lie in \[0, 1\)'):
         ensemble_knowledge(*draw(), 4.0, omega)
+    with pytest.raises(ValueError, match=r'omega must lie in \[0, 1\)'):
+        propagate(*draw(), omega)
 
 
 def test_refuses_features_and_logits_of_different_images():

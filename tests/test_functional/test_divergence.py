@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_mm.functional.divergence import soft_target_kl
+from kd_mm.functional.divergence import mean_kl, soft_log_probs, soft_target_kl
 from tests.references import batch_ensemble as reference
 
 
@@ -22,6 +22,23 @@ def test_equals_the_numpy_loop(temperature):
     ours = soft_target_kl(torch.tensor(logits), torch.tensor(target), temperature)
     expected = reference.soft_target_kl(logits, target, temperature)
     np.testing.assert_allclose(ours, expected, rtol=1e-10)
+
+
+def test_the_weighted_mean_equals_the_numpy_loop_and_its_gradient_the_one_by_sample():
+    logits, target = draw()
+    expected = 0.7 * reference.soft_target_kl(logits, target, 4.0).mean()
+    grads = []
+    for mean in (
+        lambda z, q: mean_kl(soft_log_probs(z, 4.0), q, 0.7 * 4.0**2),
+        lambda z, q: 0.7 * soft_target_kl(z, q, 4.0).mean(),
+    ):
+        z, q = (torch.tensor(x, requires_grad=True) for x in (logits, target))
+        value = mean(z, q)
+        np.testing.assert_allclose(value.item(), expected, rtol=1e-10)
+        value.backward()
+        assert q.grad is None
+        grads.append(z.grad)
+    torch.testing.assert_close(*grads)
 
 
 def test_is_zero_exactly_where_student_and_target_agree():
@@ -52,6 +69,8 @@ def test_refuses_a_temperature_that_is_not_positive(temperature):
     logits, target = (torch.tensor(x) for x in draw())
     with pytest.raises(ValueError, match='temperature must be positive'):
         soft_target_kl(logits, target, temperature)
+    with pytest.raises(ValueError, match='temperature must be positive'):
+        soft_log_probs(logits, temperature)
 
 
 def test_refuses_shapes_that_differ():

@@ -86,8 +86,9 @@ class BAKEMixin(ScoredHead):
         embedding = self.pre_logits(feats)
         cls_score = self.classifier(embedding)
         losses = self._get_loss(cls_score, data_samples, **kwargs)
-        batch = self.gather(embedding, cls_score)
-        losses['loss_bake'] = self.bake_loss(cls_score, batch)
+        log_probs = self.bake_loss.log_probs(cls_score)
+        batch = self.gather(embedding, log_probs.detach().exp())
+        losses['loss_bake'] = self.bake_loss(log_probs, batch)
         if batch.share is not None:
             for name in ('loss', 'loss_bake'):
                 losses[name] = losses[name] * batch.share

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from kd_mm.functional.batch_ensemble import check_omega, ensemble_knowledge
-from kd_mm.functional.divergence import check_temperature, soft_target_kl
+from kd_mm.functional.batch_ensemble import check_omega, propagate
+from kd_mm.functional.divergence import check_temperature, mean_kl, soft_log_probs
 from kd_mm.functional.ranges import check_weight
 from kd_mm.registry import MODELS
 
@@ -32,8 +32,9 @@ class BAKELoss(nn.Module):
         >>> import torch
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> logits = torch.tensor([[0.0, 0.0], [0.0, 4.0]])
-        >>> batch = GlobalBatch(features, logits, None, None, None)
-        >>> BAKELoss()(logits, batch)
+        >>> loss = BAKELoss()
+        >>> log_probs = loss.log_probs(logits)
+        >>> loss(log_probs, GlobalBatch(features, log_probs.exp(), None, None, None))
         tensor(0.2098)
     """
 
@@ -48,25 +49,25 @@ class BAKELoss(nn.Module):
         self.temperature = temperature
         self.loss_weight = loss_weight
 
-    def forward(self, logits: Tensor, batch: GlobalBatch) -> Tensor:
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Return softened log-probabilities (n, K) of logits (n, K), in float32 at least."""
+        return soft_log_probs(logits, self.temperature)
+
+    def forward(self, log_probs: Tensor, batch: GlobalBatch) -> Tensor:
         """Return the weighted mean over this rank's images.
 
         Args:
-            logits: This rank's logits, (n, K). Carry gradient.
-            batch: The batch whose knowledge is ensembled; ``batch.rows`` are this rank's images.
+            log_probs: Of this rank's logits, (n, K), see :meth:`log_probs`. Carry gradient.
+            batch: The batch whose knowledge is ensembled, with the softened predictions of all
+                its images; ``batch.rows`` are this rank's.
 
         Returns:
             A scalar >= 0 in float32 at least.
         """
-        target_probs = ensemble_knowledge(
-            batch.features,
-            batch.logits,
-            self.temperature,
-            self.omega,
-            rows=batch.rows,
-            valid=batch.valid,
+        target_probs = propagate(
+            batch.features, batch.probs, self.omega, rows=batch.rows, valid=batch.valid
         )
-        return self.loss_weight * soft_target_kl(logits, target_probs, self.temperature).mean()
+        return mean_kl(log_probs, target_probs, self.loss_weight * self.temperature**2)
 
     def extra_repr(self) -> str:
         """Show the three settings when the module is printed."""

@@ -17,7 +17,7 @@ class GlobalBatch(NamedTuple):
 
     Attributes:
         features: Embeddings, (N, D), of this rank's n images or of N of all ranks of its group.
-        logits: Logits of the same images, (N, K).
+        probs: Softened predictions of the same images, (N, K).
         rows: Where this rank's n images lie in N; None where they are all of it.
         valid: (N,) ones for images and zeros for padding; None where nothing is padded.
         share: Factor that turns this rank's mean over n images into its part of the mean over all
@@ -26,7 +26,7 @@ class GlobalBatch(NamedTuple):
     """
 
     features: Tensor
-    logits: Tensor
+    probs: Tensor
     rows: slice | None
     valid: Tensor | None
     share: Tensor | None
@@ -48,7 +48,7 @@ def _consecutive_ranks(group_size: int) -> torch_dist.ProcessGroup:
 
 
 class BatchGatherer:
-    """Concatenate the ranks' features and logits, with one collective and no host sync per step.
+    """Concatenate the ranks' features and predictions: one collective, no host sync per step.
 
     Ranks may hold batches of different sizes (the last one of an epoch): each pads to a common
     capacity, the largest batch of the first training step, which the ranks settle once.
@@ -84,20 +84,20 @@ class BatchGatherer:
         self.group_size = group_size
         self._capacity = 0
 
-    def __call__(self, features: Tensor, logits: Tensor) -> GlobalBatch:
+    def __call__(self, features: Tensor, probs: Tensor) -> GlobalBatch:
         """Return the batch that the ensembling runs over.
 
         Args:
             features: This rank's embeddings, (n, D).
-            logits: This rank's logits, (n, K).
+            probs: This rank's softened predictions, (n, K).
 
         Returns:
             The batch, detached and in float32 at least where it was gathered.
         """
-        features, logits = features.detach(), logits.detach()
+        features, probs = features.detach(), probs.detach()
         num_images = len(features)
         if self.mode == 'local' or get_world_size() == 1:
-            return GlobalBatch(features, logits, None, None, None)
+            return GlobalBatch(features, probs, None, None, None)
 
         group = _consecutive_ranks(self.group_size) if self.mode == 'group' else None
         if not self._capacity:
@@ -110,12 +110,12 @@ class BatchGatherer:
                 f'{self._capacity} images per rank, but got {num_images}; train with a constant '
                 "batch_size (drop_last=True drops a smaller last batch), or set gather='local'"
             )
-        features, logits = at_least_float32(features), at_least_float32(logits)
-        block = torch.cat([features, logits, features.new_ones(num_images, 1)], dim=1)
+        features, probs = at_least_float32(features), at_least_float32(probs)
+        block = torch.cat([features, probs, features.new_ones(num_images, 1)], dim=1)
         block = F.pad(block, (0, 0, 0, self._capacity - num_images))
         block = torch.cat(all_gather(block, group))
-        features, logits, valid = block.split([features.shape[1], logits.shape[1], 1], dim=1)
+        features, probs, valid = block.split([features.shape[1], probs.shape[1], 1], dim=1)
         valid = valid.squeeze(1)
         start = get_rank(group) * self._capacity
         share = num_images * get_world_size(group) / valid.sum()
-        return GlobalBatch(features, logits, slice(start, start + num_images), valid, share)
+        return GlobalBatch(features, probs, slice(start, start + num_images), valid, share)
