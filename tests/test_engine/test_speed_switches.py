@@ -113,11 +113,15 @@ def hear(model):
         compute = model.distillation_losses
         model.distillation_losses = lambda *args: kept.append(args) or compute(*args)
     else:
-        bake = model.head.bake_loss
-        bake.register_forward_pre_hook(lambda _, args: kept.append(args))
+        head = model.head
+        bake, soften, gather = head.bake_loss, head.bake_loss.log_probs, head.gather
+        logits = []
+        bake.log_probs = lambda z: logits.append(z) or soften(z)
+        head.gather = lambda *args: kept.append((*logits, args[0])) or gather(*args)
 
-        def compute(*args):
-            return {'loss_bake': bake(*args)}
+        def compute(logits, features):
+            log_probs = soften(logits)
+            return {'loss_bake': bake(log_probs, gather(features, log_probs.exp()))}
 
     def again():
         (args,) = kept
