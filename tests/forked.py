@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
+from tests.conftest import REPO
+
 PRELOAD = [
     'kd_mm.engine',
     'kd_mm.evaluation',

@@ -120,12 +120,6 @@ def soft_target_kl(logits: Tensor, target_probs: Tensor, temperature: float) -> 
         >>> soft_target_kl(torch.tensor([[0.0, 2.0]]), target, temperature=2.0)
         tensor([0.4805])
     """
-    check_temperature(temperature)
-    if logits.shape != target_probs.shape:
-        raise ValueError(
-            'logits and target_probs must have one shape (N, K), but got '
-            f'{tuple(logits.shape)} and {tuple(target_probs.shape)}'
-        )
     terms = _negative_kl_terms(soft_log_probs(logits, temperature), target_probs)
     return -(temperature**2) * terms.sum(dim=-1)
 
@@ -146,6 +140,9 @@ def mean_kl(log_probs: Tensor, target_probs: Tensor, weight: float) -> Tensor:
     Returns:
         A scalar, >= 0 for w >= 0, in float32 at least.
 
+    Raises:
+        ValueError: If the shapes differ.
+
     Examples:
         >>> import torch
         >>> log_probs = soft_log_probs(torch.tensor([[0.0, 2.0]]), temperature=2.0)
@@ -157,5 +154,10 @@ def mean_kl(log_probs: Tensor, target_probs: Tensor, weight: float) -> Tensor:
 
 def _negative_kl_terms(log_probs: Tensor, target_probs: Tensor) -> Tensor:
     """Return q (log p - log q), with 0 log 0 = 0; as F.kl_div, in fewer operations."""
+    if log_probs.shape != target_probs.shape:
+        raise ValueError(
+            'logits and target_probs must have one shape (N, K), but got '
+            f'{tuple(log_probs.shape)} and {tuple(target_probs.shape)}'
+        )
     target_probs = at_least_float32(target_probs.detach())
     return (target_probs * log_probs).sub_(torch.xlogy(target_probs, target_probs))

@@ -76,3 +76,5 @@ def test_refuses_a_temperature_that_is_not_positive(temperature):
 def test_refuses_shapes_that_differ():
     with pytest.raises(ValueError, match=r'\(2, 3\) and \(2, 4\)'):
         soft_target_kl(torch.zeros(2, 3), torch.zeros(2, 4), 1.0)
+    with pytest.raises(ValueError, match=r'\(2, 3\) and \(1, 3\)'):  # they would broadcast
+        mean_kl(torch.zeros(2, 3), torch.zeros(1, 3), 1.0)

@@ -302,6 +302,7 @@ def test_a_recipe_undistilled_has_its_switches(names, tmp_path):
     for plain in (benchmark.undistilled(config, name) for name in names):
         assert benchmark._switches(plain) == benchmark._switches(config)
         assert plain.model.head.type == 'LinearClsHead'
+        assert 'dtype' not in plain.optim_wrapper  # AmpOptimWrapper's
 
 
 @pytest.mark.parametrize('same', [True, False])
