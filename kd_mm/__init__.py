@@ -1,11 +1,17 @@
 """kd_mm: online and self-distillation of image classifiers for the OpenMMLab stack."""
 
+import warnings
+
 from .utils.versions import check_installation
 from .version import __version__
 
 __all__ = ['__version__']
 
 check_installation()
+
+# mmcv advises at each start to install another build of it, for an operation that no classifier
+# has.
+warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402 (only after the check)
 

@@ -54,14 +54,20 @@ def _main(name, arguments, cwd, log, env):
     runpy.run_path(tool, run_name='__main__')
 
 
+def start_tool(name, *arguments, log, cwd=REPO, **env):
+    """Start ``python tools/NAME ARGUMENTS``, whose output goes into a file."""
+    arguments = [str(word) for word in arguments]
+    env = {'OMP_NUM_THREADS': '1', **env}
+    process = server().Process(target=_main, args=(name, arguments, cwd, log, env))
+    process.start()
+    return process
+
+
 def run_tool(name, *arguments, cwd=REPO, check=True, **env):
     """Run ``python tools/NAME ARGUMENTS`` and return its exit code and joined output."""
     with TemporaryDirectory() as folder:
         log = Path(folder) / 'console.txt'
-        arguments = [str(word) for word in arguments]
-        env = {'OMP_NUM_THREADS': '1', **env}
-        process = server().Process(target=_main, args=(name, arguments, cwd, log, env))
-        process.start()
+        process = start_tool(name, *arguments, log=log, cwd=cwd, **env)
         process.join(timeout=300)
         if process.is_alive():
             process.kill()

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.evidence import reproduction
+from kd_mm.utils.failures import exit_code, explain, sigterm_as_interrupt
 from kd_mm.utils.preflight import USER_ERRORS, check_work_dir
 
 REPO = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ def train(runs: list[reproduction.Run], jobs: int) -> list[reproduction.Run]:
         TextColumn('epochs, left'),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    with sigterm_as_interrupt(), Progress(*columns) as progress:
         task = progress.add_task('', total=total)
 
         def watch(runs: list[reproduction.Run]) -> None:
@@ -82,6 +83,9 @@ def main() -> None:
         failed = train(runs, args.jobs)
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt as error:
+        print(f'error: {explain(error)}; the same command goes on with it', file=sys.stderr)
+        sys.exit(exit_code(error))
     results = [run.result for run in runs if run.result is not None]
     lines = reproduction.summarise(rows, results)
     command = shlex.join(['python', 'tools/reproduce.py', *sys.argv[1:]])

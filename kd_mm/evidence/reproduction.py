@@ -259,6 +259,7 @@ class Run:
         cfg = run_config(row.config, seed, settings)
         self.max_epochs = cfg.train_cfg.max_epochs
         self.text = cfg.pretty_text
+        self._process: subprocess.Popen | None = None
         self.config = self.work_dir.with_suffix('.py')
         if self.config.exists() and self.config.read_text() != self.text:
             raise ValueError(
@@ -295,7 +296,7 @@ class Run:
         command = [*command, str(self.config), '--work-dir', str(self.work_dir)]
         start = time.monotonic()
         with (self.work_dir / LOG).open('a') as log:
-            process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 command + ['--resume'] * resumed,
                 env={**os.environ, **env},
                 stdout=log,
@@ -320,6 +321,12 @@ class Run:
             path.with_suffix('.part').write_text(json.dumps(result))
             path.with_suffix('.part').replace(path)
         return code
+
+    def stop(self) -> None:
+        """Ask the process to end, once, if it runs; its checkpoints stay."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
 
 
 def _last_step(work_dir: Path) -> int:
@@ -348,6 +355,7 @@ def train_all(
 
     Raises:
         ValueError: If ``jobs`` is below 1.
+        KeyboardInterrupt: Ctrl-C, once the processes have ended; no other run was begun.
     """
     if jobs < 1:
         raise ValueError(f'--jobs must be at least 1, but got {jobs}')
@@ -368,9 +376,17 @@ def train_all(
 
     with ThreadPoolExecutor(jobs) as pool:
         started = {run: pool.submit(train, run) for run in runs if run.result is None}
-        while not all(done.done() for done in started.values()):
-            watch(runs)
-            time.sleep(interval)
+        try:
+            while not all(done.done() for done in started.values()):
+                watch(runs)
+                time.sleep(interval)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(done.done() for done in started.values()):
+                for run in started:  # one may have begun just now
+                    run.stop()
+                time.sleep(0.1)
+            raise
         watch(runs)
     return [run for run, done in started.items() if done.result() != 0]
 
@@ -501,7 +517,8 @@ def notes(settings: Settings, runs: Sequence[Run], jobs: int, command: str) -> l
         full = sorted({cfg.train_cfg.max_epochs for cfg in recipes.values()})
         if full != [settings.epochs]:
             listed = ' or '.join(map(str, full))
-            shortened.append(f'{settings.epochs} epochs in place of {listed}')
+            unit = 'epoch' if settings.epochs == 1 else 'epochs'
+            shortened.append(f'{settings.epochs} {unit} in place of {listed}')
     if settings.subset is not None:
         shortened.append(f'the first {settings.subset:,} training images only')
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

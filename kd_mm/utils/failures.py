@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from mmengine.logging import MMLogger
@@ -70,6 +70,31 @@ of memory; use fewer workers (train_dataloader.num_workers) or smaller batches'
     return None
 
 
+def exit_code(error: BaseException) -> int:
+    """Return what a shell expects of a program that ended so: 130 after Ctrl-C, else 143 or 1.
+
+    Args:
+        error: What ended it; 143 is for SIGTERM.
+
+    Examples:
+        >>> exit_code(KeyboardInterrupt()), exit_code(Terminated()), exit_code(OSError())
+        (130, 143, 1)
+    """
+    if _is_sigterm(error):
+        return 128 + signal.SIGTERM
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Raise :class:`Terminated` in the block where SIGTERM arrives, as Ctrl-C raises."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def one_sentence(work_dir: str) -> Iterator[None]:
     """Turn what ends a run into one sentence on the console and an exit code.
@@ -85,26 +110,22 @@ def one_sentence(work_dir: str) -> Iterator[None]:
         SystemExit: With 130 after Ctrl-C, 143 after SIGTERM, else 1.
     """
     alone = os.environ.get('WORLD_SIZE', os.environ.get('SLURM_NTASKS', '1')) == '1'
-    before = signal.signal(signal.SIGTERM, _terminate) if alone else None
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        late = _stop_listening()
-        _log_traceback(error)
-        # All ranks meet the first two; anything else, the rank to which it happens.
-        if is_first_process() or not isinstance(error, (FloatingPointError, KeyboardInterrupt)):
-            print(f'error: {sentence}. {_way_on(work_dir)}', file=sys.stderr)
-        for number, handler in late.items():
-            signal.signal(number, handler)
-        code = {Terminated: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}
-        kind = Terminated if _is_sigterm(error) else type(error)
-        raise SystemExit(int(code.get(kind, 1))) from None
-    finally:
-        if alone:
-            signal.signal(signal.SIGTERM, before)
+    with sigterm_as_interrupt() if alone else nullcontext():
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            late = _stop_listening()
+            _log_traceback(error)
+            # All ranks meet the first two; anything else, the rank to which it happens.
+            everywhere = isinstance(error, (FloatingPointError, KeyboardInterrupt))
+            if is_first_process() or not everywhere:
+                print(f'error: {sentence}. {_way_on(work_dir)}', file=sys.stderr)
+            for number, handler in late.items():
+                signal.signal(number, handler)
+            raise SystemExit(exit_code(error)) from None
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -1,6 +1,9 @@
 import csv
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -182,6 +185,47 @@ def test_a_failed_run_is_resumed_and_a_finished_one_left_alone(tmp_path):
     assert set(seen) == {2}
 
 
+def test_nothing_goes_on_after_ctrl_c(tmp_path):
+    tool = tmp_path / 'tool.py'
+    tool.write_text(
+        'import os, sys, time; print(os.getpid(), file=open(sys.argv[1] + ".pid", "w"), '
+        'flush=True); time.sleep(60)'
+    )
+    row = ROWS['vanilla_resnet20_1xb64_digits']
+    runs = [Run(row, seed, Settings(epochs=1), tmp_path) for seed in range(3)]
+
+    def interrupt_the_second(runs):
+        if runs[1].config.with_suffix('.py.pid').exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduction.train_all(
+            runs, [sys.executable, str(tool)], 2, interrupt_the_second, interval=0.05
+        )
+    pids = [int(path.read_text()) for path in tmp_path.glob('*/*.pid')]
+    assert len(pids) == 2  # the third was not begun
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_sigterm_stops_the_tool_and_its_runs(tmp_path):
+    row = ROWS['vanilla_resnet20_1xb64_digits']
+    begun = tmp_path / row.name / 'seed0' / reproduction.LOG
+    tool = forked.start_tool(
+        'reproduce.py', 'digits', '--rows', row.name, '--seeds', 2, '--work-dir', tmp_path,
+        log=tmp_path / 'console.txt',
+    )  # fmt: skip
+    while not begun.exists() and tool.is_alive():
+        time.sleep(0.1)
+    os.kill(tool.pid, signal.SIGTERM)
+    tool.join(60)
+    console = (tmp_path / 'console.txt').read_text()
+    assert tool.exitcode == 143, console
+    assert 'error: the run was stopped by SIGTERM; the same command goes on with it' in console
+    assert sorted(begun.parents[1].glob('seed?')) == [begun.parent]
+
+
 def test_runs_of_other_settings_are_not_mixed(tmp_path):
     row = ROWS['vanilla_resnet20_1xb64_digits']
     run = Run(row, 0, Settings(epochs=1), tmp_path)
@@ -216,7 +260,7 @@ def test_tool_trains_and_writes_three_files(tmp_path):
     top1 = run['top1']['network'][-1]
     assert line['top1'] == {'0': top1}
     assert 0 <= top1 <= 100
-    assert '1 epochs in place of 20; the first 64 training images only' in done.stdout
+    assert '1 epoch in place of 20; the first 64 training images only' in done.stdout
     assert (tmp_path / 'out/digits.md').read_text() in done.stdout
     with (tmp_path / 'out/digits.csv').open() as file:
         (row,) = csv.DictReader(file)

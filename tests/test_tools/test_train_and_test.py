@@ -58,6 +58,7 @@ def test_training_leaves_checkpoints_curves_and_a_deployable_network(work_dir):
     names = {str(path.relative_to(work_dir)) for path in work_dir.rglob('*')}
     assert {'epoch_1.pth', 'learning_curves.png', 'deploy/model.pth', 'deploy/config.py'} <= names
     console = (work_dir / 'console.txt').read_text()
+    assert 'mmcv-lite' not in console  # no advice to break the installation
     closing = console[console.index('Training is done. Written:') :]
     for written in ('epoch_1.pth', 'learning_curves.png', 'model.pth', 'config.py'):
         assert written in closing
