@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 import yaml
@@ -260,6 +261,7 @@ class Run:
         self.max_epochs = cfg.train_cfg.max_epochs
         self.text = cfg.pretty_text
         self._process: subprocess.Popen | None = None
+        self._stopped = False
         self.config = self.work_dir.with_suffix('.py')
         if self.config.exists() and self.config.read_text() != self.text:
             raise ValueError(
@@ -283,19 +285,25 @@ class Run:
     def train(self, command: Sequence[str], env: Mapping[str, str]) -> int:
         """Train, or go on with it, and write the result.
 
+        Where another process trains this run, wait for its end first.
+
         Args:
             command: The training tool.
             env: Environment of the process.
 
         Returns:
-            The exit code of the tool.
+            The exit code of the tool; 0 if there is a result already.
         """
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(self.text)
-        resumed = find_checkpoint(self.work_dir)[0] is not None
-        command = [*command, str(self.config), '--work-dir', str(self.work_dir)]
-        start = time.monotonic()
         with (self.work_dir / LOG).open('a') as log:
+            if not self._wait_for(log):
+                return -signal.SIGTERM
+            if self.result is not None:
+                return 0
+            self.config.write_text(self.text)
+            resumed = find_checkpoint(self.work_dir)[0] is not None
+            command = [*command, str(self.config), '--work-dir', str(self.work_dir)]
+            start = time.monotonic()
             self._process = process = subprocess.Popen(
                 command + ['--resume'] * resumed,
                 env={**os.environ, **env},
@@ -303,27 +311,47 @@ class Run:
                 stderr=subprocess.STDOUT,
             )
             _, status, usage = os.wait4(process.pid, 0)
-        code = process.returncode = os.waitstatus_to_exitcode(status)
-        if code == 0:
-            train, val = read_log(self.work_dir)
-            result = {
-                'config': self.row.name,
-                'seed': self.seed,
-                'epochs': self.max_epochs,
-                'steps': _last_step(self.work_dir),
-                'top1': top1_curves(val),
-                # Of a run in one go only.
-                'seconds': None if resumed else round(time.monotonic() - start, 1),
-                'peak_host_mib': round(usage.ru_maxrss / 1024),
-                'peak_gpu_mib': max((entry.get('memory', 0) for entry in train), default=0),
-            }
-            path = self.work_dir / RESULT
-            path.with_suffix('.part').write_text(json.dumps(result))
-            path.with_suffix('.part').replace(path)
-        return code
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode == 0:
+                # Seconds of a run in one go only.
+                seconds = None if resumed else round(time.monotonic() - start, 1)
+                self._note_result(seconds, round(usage.ru_maxrss / 1024))
+        return process.returncode
+
+    def _note_result(self, seconds: float | None, peak_host_mib: int) -> None:
+        train, val = read_log(self.work_dir)
+        result = {
+            'config': self.row.name,
+            'seed': self.seed,
+            'epochs': self.max_epochs,
+            'steps': _last_step(self.work_dir),
+            'top1': top1_curves(val),
+            'seconds': seconds,
+            'peak_host_mib': peak_host_mib,
+            'peak_gpu_mib': max((entry.get('memory', 0) for entry in train), default=0),
+        }
+        path = self.work_dir / RESULT
+        path.with_suffix('.part').write_text(json.dumps(result))
+        path.with_suffix('.part').replace(path)
+
+    def _wait_for(self, log: IO) -> bool:
+        """Lock the run's log; False if it was stopped before it had the lock.
+
+        The training process inherits the lock: it holds as long as either lives.
+        """
+        import fcntl  # Unix only, as os.wait4
+
+        while not self._stopped:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                time.sleep(0.5)
+        return False
 
     def stop(self) -> None:
         """Ask the process to end, once, if it runs; its checkpoints stay."""
+        self._stopped = True
         process, self._process = self._process, None
         if process is not None:
             process.terminate()

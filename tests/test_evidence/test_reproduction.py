@@ -1,9 +1,12 @@
 import csv
+import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -207,6 +210,37 @@ def test_nothing_goes_on_after_ctrl_c(tmp_path):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
+    tool = tmp_path / 'tool.py'
+    tool.write_text(FAKE_TOOL)
+    row = ROWS['vanilla_resnet20_1xb64_digits']
+    done, broken = (Run(row, seed, Settings(epochs=1), tmp_path) for seed in (0, 1))
+    others = []
+    for run in (done, broken):
+        run.work_dir.mkdir(parents=True)
+        with (run.work_dir / reproduction.LOG).open('a') as log:
+            fcntl.flock(log, fcntl.LOCK_EX)
+            # Killed, a tool leaves its training behind, which holds the lock as its output.
+            others.append(
+                subprocess.Popen(
+                    [sys.executable, '-c', 'input()'], stdin=subprocess.PIPE, stdout=log
+                )
+            )
+    with ThreadPoolExecutor() as pool:
+        codes = [pool.submit(run.train, [sys.executable, str(tool)], {}) for run in (done, broken)]
+        time.sleep(1)
+        assert not any(code.done() for code in codes)
+        assert not done.config.exists()
+        (done.work_dir / reproduction.RESULT).write_text('{}')
+        others[0].communicate(b'\n')
+        assert codes[0].result(timeout=60) == 0
+        assert not done.config.exists()  # not trained again
+        broken.stop()
+        assert codes[1].result(timeout=60) != 0
+        assert not broken.config.exists()
+        others[1].communicate(b'\n')
 
 
 def test_sigterm_stops_the_tool_and_its_runs(tmp_path):
