@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ ENDINGS = ('.py', '.yml', '.yaml', '.json')
 OURS = 'kd_mm'
 # What a user can mend. Other errors are mistakes of a program, and keep their traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+# How a dict begins that is a whole value or stands in a list.
+DICT = re.compile(r'(^|[\[(,])\s*(dict\(|\{\s*[\'"])')
 LIKE = 0.8  # how near a misspelt key is to the one that was meant
 
 
@@ -34,9 +37,14 @@ class OptionsAction(DictAction):
             option: Name of the flag.
         """
         for pair in values:
-            key, equals, _ = pair.partition('=')
+            key, equals, value = pair.partition('=')
             if not equals or not all(key.split('.')):
                 parser.error(f'{option} takes key=value pairs such as a.b=1, but got {pair!r}')
+            if DICT.search(value):
+                parser.error(
+                    f'{option} takes no dicts, but {pair} holds one; set its keys one by one, '
+                    f'such as {key}.type=..., or write a config that inherits this one by _base_'
+                )
         try:
             super().__call__(parser, namespace, values, option)
         except Exception as error:  # of text that is no value

@@ -1145,6 +1145,11 @@ SIZE = 'benchmark plain.py --steps 2 --warmup 0'
 COMMANDS = [
     row('no-equals', f'train plain.py {SET} model.a', "pairs such as a.b=1, but got 'model.a'"),
     row('no-key', f'train plain.py {SET} =1', "pairs such as a.b=1, but got '=1'"),
+    row(
+        'dict',
+        f"train plain.py {SET} custom_hooks=[dict(type='kd_mm.DiagnosticsHook')]",
+        r'takes no dicts, but custom_hooks=\[dict\(type=.* holds one; set its keys one',
+    ),
     row('bracket', f'test plain.py plain.pth {SET} a=(1,5', r'cannot read a=\(1,5: '),
     row(
         'into-number',
