@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS
@@ -39,12 +40,15 @@ CHECKED_METRICS = (Accuracy, CohortAccuracy)  # whose keys do not depend on the 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back log lines, which the run itself will write."""
-    before = logging.root.manager.disable
+    logger = MMLogger.get_current_instance()
+    level, disabled = logger.level, logging.root.manager.disable
+    logger.setLevel(logging.ERROR)  # it has a memory of its own, which logging.disable leaves
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled)
+        logger.setLevel(level)
 
 
 def check_sections(cfg: Config, first: str) -> None:
@@ -174,7 +178,7 @@ def build_model(cfg: Config) -> nn.Module:
     """
     preprocessor = cfg.get('data_preprocessor')
     default = {} if preprocessor is None else {'data_preprocessor': deepcopy(preprocessor)}
-    with explained('the model cannot be built', 'look at the options of model'):
+    with quiet(), explained('the model cannot be built', 'look at the options of model'):
         return MODELS.build({**default, **deepcopy(cfg.model)})
 
 

@@ -1,13 +1,16 @@
 """Each mistake of the issue is named before the first iteration, with its value and its fix."""
 
+import logging
 import shutil
 
 import cv2
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
+from kd_mm.utils.dry_run import quiet
 from kd_mm.utils.preflight import USER_ERRORS, check_config, check_parts, check_types, options
 from tests.conftest import REPO
 from tests.forked import run_tool
@@ -387,3 +390,21 @@ def test_one_name_of_two_registries_takes_the_options_of_either():
         check_types({'type': 'COCOCaption', 'an_file': 'a.json'})
     check_types({'norm_cfg': {'type': 'SyncBN', 'requires_grad': True}})
     check_types({'clip_grad': {'type': 'norm', 'max_norm': 1}})
+
+
+def test_what_the_run_will_log_is_not_said_before():
+    """MMEngine's logger remembers that it is loud; a recipe has a line for each parameter."""
+    logger, lines = MMLogger.get_current_instance(), []
+    logger.addHandler(handler := logging.Handler(logging.INFO))
+    handler.emit = lambda record: lines.append(record.msg)
+    try:
+        logger.info('loud')
+        cfg = Config.fromfile(REPO / 'configs/bake/swin-t_8xb128_in1k.py')
+        with pytest.raises(FileNotFoundError, match='data folder data/imagenet does not exist'):
+            check_config(cfg, ('train_dataloader',))
+        with quiet():
+            logger.info('held back')
+        logger.info('loud again')
+    finally:
+        logger.removeHandler(handler)
+    assert lines == ['loud', 'loud again']
