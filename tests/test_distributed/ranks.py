@@ -1,6 +1,7 @@
 """Run a function on several gloo ranks and collect what each returns."""
 
 import multiprocessing
+import os
 import pickle
 
 import torch
@@ -15,11 +16,11 @@ def _worker(rank, function, world_size, folder, args):
     dist.init_process_group(
         'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world_size
     )
-    try:
-        (folder / f'{rank}.pkl').write_bytes(pickle.dumps(function(rank, *args)))
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    (folder / f'{rank}.pkl').write_bytes(pickle.dumps(function(rank, *args)))
+    dist.barrier()
+    # Destroying the group may hang in torch 2.4: who does it holds the lock of Python, for which
+    # the thread that ends the barrier waits.
+    os._exit(0)
 
 
 def run_on_ranks(function, folder, *args, world_size=2):

@@ -191,20 +191,21 @@ def test_a_failed_run_is_resumed_and_a_finished_one_left_alone(tmp_path):
 def test_nothing_goes_on_after_ctrl_c(tmp_path):
     tool = tmp_path / 'tool.py'
     tool.write_text(
-        'import os, sys, time; print(os.getpid(), file=open(sys.argv[1] + ".pid", "w"), '
-        'flush=True); time.sleep(60)'
+        'import os, pathlib, sys, time\n'
+        'pid = pathlib.Path(sys.argv[1] + ".part")\n'
+        'pid.write_text(str(os.getpid()))\n'
+        'pid.replace(sys.argv[1] + ".pid")\n'
+        'time.sleep(60)\n'
     )
     row = ROWS['vanilla_resnet20_1xb64_digits']
     runs = [Run(row, seed, Settings(epochs=1), tmp_path) for seed in range(3)]
 
-    def interrupt_the_second(runs):
-        if runs[1].config.with_suffix('.py.pid').exists():
+    def interrupt_both(runs):
+        if all(run.config.with_suffix('.py.pid').exists() for run in runs[:2]):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reproduction.train_all(
-            runs, [sys.executable, str(tool)], 2, interrupt_the_second, interval=0.05
-        )
+        reproduction.train_all(runs, [sys.executable, str(tool)], 2, interrupt_both, interval=0.05)
     pids = [int(path.read_text()) for path in tmp_path.glob('*/*.pid')]
     assert len(pids) == 2  # the third was not begun
     for pid in pids:
