@@ -63,6 +63,11 @@ def train(runs: list[reproduction.Run], jobs: int) -> list[reproduction.Run]:
         )
 
 
+def tell(failed: list[reproduction.Run]) -> str:
+    logs = '\n  '.join(str(run.work_dir / reproduction.LOG) for run in failed)
+    return f'{len(failed)} runs failed; the last lines of these logs say why:\n  {logs}'
+
+
 def main() -> None:
     args = parse_args()
     work_dir = Path(args.work_dir or f'work_dirs/reproduce/{args.table}')
@@ -74,11 +79,13 @@ def main() -> None:
             check_work_dir(folder)
         if args.data is not None and Path(args.data).is_file():
             raise NotADirectoryError(f'--data must be a folder, but {args.data} is a file')
-        rows = choose(reproduction.load_table(args.table, REPO / 'configs'), args.rows)
+        rows = reproduction.load_table(args.table, REPO / 'configs')
+        chosen = choose(rows, args.rows)
         runs = [
             reproduction.Run(row, seed, settings, work_dir)
             for seed in range(args.seeds)
             for row in rows
+            if row in chosen or reproduction.is_done(row, seed, work_dir)
         ]
         failed = train(runs, args.jobs)
     except USER_ERRORS as error:
@@ -87,6 +94,8 @@ def main() -> None:
         print(f'error: {explain(error)}; the same command goes on with it', file=sys.stderr)
         sys.exit(exit_code(error))
     results = [run.result for run in runs if run.result is not None]
+    if failed and not results:
+        sys.exit(f'error: {tell(failed)}')
     lines = reproduction.summarise(rows, results)
     command = shlex.join(['python', 'tools/reproduce.py', *sys.argv[1:]])
     notes = reproduction.notes(settings, runs, args.jobs, command)
@@ -94,10 +103,7 @@ def main() -> None:
     print(paths[0].read_text())
     print('wrote', *paths)
     if failed:
-        logs = '\n  '.join(str(run.work_dir / reproduction.LOG) for run in failed)
-        sys.exit(
-            f'error: {len(failed)} runs failed; the last lines of these logs say why:\n  {logs}'
-        )
+        sys.exit(f'error: {tell(failed)}')
 
 
 if __name__ == '__main__':

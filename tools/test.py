@@ -100,6 +100,15 @@ def set_tta(cfg: Config) -> None:
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
+class Tester(Runner):
+    """A runner that leaves the config that training has dumped into the work dir."""
+
+    def dump_config(self) -> None:
+        """Write the config, unless there is one."""
+        if not (Path(self.work_dir) / Path(self.cfg.filename).name).exists():
+            super().dump_config()
+
+
 def test(args: argparse.Namespace) -> None:
     try:
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
@@ -108,7 +117,7 @@ def test(args: argparse.Namespace) -> None:
     except preflight.USER_ERRORS as error:
         sys.exit(f'error: {error}')
     launch.use_gloo_without_gpu(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Tester.from_cfg(cfg)
     runner.register_hook(CheckpointGuardHook())
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))

@@ -8,10 +8,19 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.engine.hooks import CheckpointGuardHook, CompileHook, SafeCheckpointHook, SeedHook
+from kd_mm.engine.hooks import (
+    CheckpointGuardHook,
+    CompileHook,
+    LossGuardHook,
+    SafeCheckpointHook,
+    SeedHook,
+)
 from kd_mm.utils import failures, launch, preflight
 from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
 from kd_mm.utils.configs import read_config
+
+# What each run has, also that of a recipe of others.
+HOOKS = (CheckpointGuardHook, CompileHook, LossGuardHook, SafeCheckpointHook, SeedHook)
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,7 +92,7 @@ def train(args: argparse.Namespace) -> None:
         launch.use_gloo_without_gpu(cfg)
         launch.hold_freed_memory()
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        for hook in (CheckpointGuardHook, CompileHook, SafeCheckpointHook, SeedHook):
+        for hook in HOOKS:
             if not any(isinstance(there, hook) for there in runner.hooks):
                 runner.register_hook(hook())
         runner.train()

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from kd_mm.models.algorithms.base import student_cfg
 
 from .reproduction import LEFT_OUT, OF_NO_STUDENT, RESULT, Line, Row, summarise
-from .run_log import find_runs, read_log, series, top1_curves
+from .run_log import find_runs, has_trained, read_log, series, top1_curves
 
 VANILLA = 'vanilla_'  # how the names of the configs in configs/vanilla begin
 # What a dumped config holds of the run and not of the recipe.
@@ -125,6 +125,8 @@ def read_run(work_dir: Path) -> RecordedRun:
         ValueError: If the config that MMEngine dumps beside the log is missing.
     """
     dumped = sorted(work_dir.glob('*/vis_data/config.py'))
+    # A test in the work dir dumps its own.
+    dumped = [path for path in dumped if has_trained(path.with_name('scalars.json'))] or dumped
     if not dumped:
         raise ValueError(
             f'a run must have its config beside its log, */vis_data/config.py, but {work_dir} has '

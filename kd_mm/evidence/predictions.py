@@ -2,6 +2,8 @@
 
 import copy
 import io
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,9 +45,10 @@ def last_checkpoint(work_dir: Path) -> Path | None:
     note = work_dir / 'last_checkpoint'
     if not note.exists():
         return None
-    path = Path(note.read_text().strip())
-    path = path if path.exists() else work_dir / path.name
-    return path if path.exists() else None
+    named = Path(note.read_text().strip())
+    beside = work_dir / named.name  # a copy of a work dir names the original's
+    path = beside if beside.is_file() else named
+    return path if path.is_file() else None
 
 
 def read_predictions(work_dir: Path) -> RunPredictions | None:
@@ -61,7 +64,7 @@ def read_predictions(work_dir: Path) -> RunPredictions | None:
     if not path.exists() or checkpoint is None:
         return None
     with np.load(path, allow_pickle=False) as kept:
-        if str(kept['checkpoint']) != checkpoint.name:
+        if str(kept['checkpoint']) != fingerprint(checkpoint):
             return None
         networks = {
             str(name): Predictions(kept['labels'], kept[f'predicted{index}'],
@@ -69,6 +72,15 @@ def read_predictions(work_dir: Path) -> RunPredictions | None:
             for index, name in enumerate(kept['networks'])
         }  # fmt: skip
         return RunPredictions(networks, kept['classes'].tolist())
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Tell a checkpoint from another one of its name, by the sums that its file holds."""
+    sums = [checkpoint.stat().st_size]
+    if zipfile.is_zipfile(checkpoint):
+        with zipfile.ZipFile(checkpoint) as archive:
+            sums = [part.CRC for part in archive.infolist()]
+    return f'{checkpoint.name} {zlib.crc32(repr(sums).encode()):08x}'
 
 
 @torch.no_grad()
@@ -121,7 +133,7 @@ def predict(work_dir: Path, cfg: Config) -> RunPredictions:
     arrays = {
         'labels': torch.cat(labels).numpy(),
         'classes': np.array([str(name) for name in names]),
-        'checkpoint': np.array(checkpoint.name),
+        'checkpoint': np.array(fingerprint(checkpoint)),
         'networks': np.array(list(parts)),
     }
     for index, columns in enumerate(parts.values()):
@@ -131,7 +143,9 @@ def predict(work_dir: Path, cfg: Config) -> RunPredictions:
         arrays[f'true_prob{index}'] = true_prob.astype(np.float32)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    (work_dir / FILENAME).write_bytes(buffer.getvalue())
+    part = work_dir / f'{FILENAME}.part'
+    part.write_bytes(buffer.getvalue())
+    part.replace(work_dir / FILENAME)
     return read_predictions(work_dir)
 
 

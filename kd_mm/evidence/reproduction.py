@@ -241,6 +241,15 @@ def run_config(config: Path, seed: int, settings: Settings) -> Config:
     return cfg
 
 
+def is_done(row: Row, seed: int, root: Path) -> bool:
+    """Tell whether a run of :class:`Run` has a result."""
+    return (_folder(row, seed, root) / RESULT).exists()
+
+
+def _folder(row: Row, seed: int, root: Path) -> Path:
+    return root / row.name / f'seed{seed}'
+
+
 class Run:
     """One row with one seed.
 
@@ -256,14 +265,15 @@ class Run:
 
     def __init__(self, row: Row, seed: int, settings: Settings, root: Path) -> None:
         self.row, self.seed = row, seed
-        self.work_dir = root / row.name / f'seed{seed}'
+        self.work_dir = _folder(row, seed, root)
         cfg = run_config(row.config, seed, settings)
         self.max_epochs = cfg.train_cfg.max_epochs
         self.text = cfg.pretty_text
         self._process: subprocess.Popen | None = None
         self._stopped = False
         self.config = self.work_dir.with_suffix('.py')
-        if self.config.exists() and self.config.read_text() != self.text:
+        begun = (self.work_dir / RESULT).exists() or any(self.work_dir.glob('*.pth'))
+        if begun and self.config.exists() and self.config.read_text() != self.text:
             raise ValueError(
                 f'{self.work_dir} holds a run with other settings, which must not be mixed with '
                 'this one; choose another --work-dir, or remove it'

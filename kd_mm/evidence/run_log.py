@@ -34,6 +34,11 @@ def read_log(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     return train, val
 
 
+def has_trained(scalars: Path) -> bool:
+    """Tell whether a log file is of a training that came to its first line."""
+    return scalars.exists() and '"iter"' in scalars.read_text()
+
+
 def top1_curves(val: list[dict]) -> dict[str, list[float]]:
     """Return the top-1 accuracy of each network at each validation.
 

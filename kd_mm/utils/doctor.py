@@ -34,14 +34,20 @@ from torch import Tensor, nn
 from kd_mm.engine.hooks.loss_guard_hook import subjects
 from kd_mm.models.algorithms import BaseCohort
 from kd_mm.utils.checkpoint import load_checkpoint
-from kd_mm.utils.preflight import USER_ERRORS, check_config, check_work_dir, find_type, options
+from kd_mm.utils.preflight import (
+    USER_ERRORS,
+    check_config,
+    check_work_dir,
+    find_type,
+    listed,
+    options,
+)
 from kd_mm.utils.versions import PROVIDERS, find_overlap, find_problem, installed_versions
 from kd_mm.version import __version__
 
 OK, WARNING, ERROR = 'ok', 'warning', 'error'
 BESIDE = ('torchvision', 'numpy')  # distributions beside those that decide on import
 MAX_STEPS, MAX_SECONDS = 8, 5.0  # of timed steps
-SHOWN = 3
 FEW = 3  # checkpoints that must fit on the disk
 ENDLESS = 10**8  # MMEngine's end of a schedule without end is larger
 KIB = 1024
@@ -516,12 +522,6 @@ def size(count: float) -> str:
         if count < 1000 or unit == 'GiB':  # three digits are shown
             break
     return f'{count:.3g} {unit}'
-
-
-def listed(names: list[str]) -> str:
-    """Return the first few names."""
-    more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-    return ', '.join(names[:SHOWN]) + more
 
 
 def cause(error: Exception, cfg: Mapping) -> str:

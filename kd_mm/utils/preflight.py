@@ -10,6 +10,7 @@ from copy import deepcopy
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mmengine.registry import (
     init_default_scope,
 )
 from mmengine.runner import Runner
+from mmpretrain.datasets import CustomDataset
 
 import kd_mm.registry
 from kd_mm.datasets import InMemory
@@ -61,6 +63,7 @@ CHECKED = {
     'hook': ('priority',),
     'parameter scheduler': ('convert_to_iter_based',),
 }
+SHOWN = 3  # names of many
 NO_REGISTRY = ('clip_grad', 'targets')  # whose type is no name of a registry
 
 
@@ -121,6 +124,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
         dry_run.check_optimizer(cfg, model, by_epoch)
         hooks = dry_run.check_hooks(cfg, model, by_epoch)
     datasets = {name: check_dataloader(cfg, name) for name in loaders}
+    check_same_classes(datasets)
     if found is not None:
         found = {name.removeprefix('module.'): weight for name, weight in found.items()}
         check_keys(found, model.state_dict(), path)
@@ -410,7 +414,8 @@ def check_parts(cfg: Config) -> None:
 
     Raises:
         ValueError: If General has nothing that sets its weights, or no images to do so, or a
-            schedule is by part and the parts are others than the optimizer's.
+            schedule is by part and the parts are others than the optimizer's, or a hook is for one
+            network alone.
     """
     hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
     weigher = f'{PREFIX}GeneralizationWeightsHook'
@@ -421,6 +426,14 @@ def check_parts(cfg: Config) -> None:
             "target='general' needs a hook that sets the students' weights, but there is none; "
             f'add dict(type={weigher!r}, pipeline=test_pipeline) to the hooks, as '
             'configs/kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py does'
+        )
+    precise = [
+        h for h in hooks if isinstance(h, Mapping) and 'PreciseBNHook' in str(h.get('type'))
+    ]
+    if precise and 'students' in cfg.model:
+        raise ValueError(
+            f'{precise[0]["type"]} sees the deployed student of a cohort alone, and leaves the '
+            'statistics of the others as they are; leave it out'
         )
     for hook in weighers:
         if hook.get('pipeline') is not None and cfg.get('train_cfg') is not None:
@@ -461,10 +474,40 @@ def check_work_dir(work_dir: str) -> Path:
     return above
 
 
+def check_same_classes(datasets: Mapping[str, Sequence]) -> None:
+    """Check that folders give a class the same number in training as in validation.
+
+    Args:
+        datasets: Data sets by the name of their loader.
+
+    Raises:
+        ValueError: If two that number their folders do so differently.
+    """
+    named = {
+        name: dataset.metainfo['classes']
+        for name, dataset in datasets.items()
+        if type(dataset) is CustomDataset and dataset.metainfo.get('classes')
+    }
+    for (first, one), (second, other) in pairwise(named.items()):
+        if tuple(one) != tuple(other):
+            odd = sorted(set(one) ^ set(other))
+            differ = f'only one of them has {listed(odd)}' if odd else 'the order differs'
+            raise ValueError(
+                f'{first} and {second} must number the same classes, or their labels mean '
+                f'different ones, but {differ}; set classes=[...] of both data sets'
+            )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first few names."""
+    more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+    return ', '.join(names[:SHOWN]) + more
+
+
 def _num_classes(model: Mapping) -> int | None:
     """Return the number of classes of a classifier or of a cohort's deployed student."""
     if 'students' in model:
-        name = model.get('deploy') or next(iter(model['students']), None)
+        name = model.get('deploy') or min(model['students'], default=None)
         model = student_cfg(model['students'].get(name, {}))
     return (model.get('head') or {}).get('num_classes')
 

@@ -31,8 +31,8 @@ def find_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
     folders = {work_dir: None}  # in order, each once
     candidates = []
     if named:
-        moved = work_dir / Path(named).name  # where a work dir was moved with all it holds
-        candidates = [Path(named) if Path(named).is_file() or not moved.is_file() else moved]
+        beside = work_dir / Path(named).name  # a moved or copied work dir names the original's
+        candidates = [beside if beside.is_file() else Path(named)]
         folders = {candidates[0].parent: None, **folders}
     written = [path for folder in folders for path in folder.glob('*.pth')]
     written.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)

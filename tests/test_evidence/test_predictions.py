@@ -73,6 +73,10 @@ def test_accuracies_are_those_of_the_metric(recipe, tmp_path):
             np.testing.assert_array_equal(ours, theirs)
     (tmp_path / 'last_checkpoint').write_text('/moved/epoch_1.pth')
     assert read_predictions(tmp_path) is not None
+    weights = torch.load(tmp_path / 'epoch_1.pth')
+    torch.save({**weights, 'trained': 'again'}, tmp_path / 'epoch_1.pth')
+    assert read_predictions(tmp_path) is None
+    predict(tmp_path, cfg)
     (tmp_path / 'epoch_1.pth').rename(tmp_path / 'epoch_2.pth')
     assert read_predictions(tmp_path) is None
     with pytest.raises(FileNotFoundError, match='must hold a checkpoint to predict with'):

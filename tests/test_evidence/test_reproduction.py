@@ -264,8 +264,11 @@ def test_sigterm_stops_the_tool_and_its_runs(tmp_path):
 def test_runs_of_other_settings_are_not_mixed(tmp_path):
     row = ROWS['vanilla_resnet20_1xb64_digits']
     run = Run(row, 0, Settings(epochs=1), tmp_path)
-    run.config.parent.mkdir()
+    run.work_dir.mkdir(parents=True)
     run.config.write_text(run.text)
+    Run(row, 0, Settings(epochs=1), tmp_path)
+    Run(row, 0, Settings(epochs=2), tmp_path)  # nothing was trained yet
+    (run.work_dir / 'epoch_1.pth').touch()
     Run(row, 0, Settings(epochs=1), tmp_path)
     with pytest.raises(ValueError, match='holds a run with other settings'):
         Run(row, 0, Settings(epochs=2), tmp_path)
@@ -301,6 +304,13 @@ def test_tool_trains_and_writes_three_files(tmp_path):
         (row,) = csv.DictReader(file)
     assert float(row['seed0']) == pytest.approx(top1, abs=1e-4)
     assert (int(row['steps']), int(row['mib'])) == (1, line['peak_mib'])
+
+    # What other rows have reached stays in the table; a failure replaces none.
+    other = 'vanilla_wrn16-1_1xb64_digits'
+    arguments = [other if word == 'vanilla_resnet20_1xb64_digits' else word for word in arguments]
+    forked.run_tool('reproduce.py', *arguments)
+    written = (tmp_path / 'out/digits.json').read_text()
+    assert {run['config'] for run in json.loads(written)['runs']} == {row['recipe'], other}
 
     refused = forked.run_tool('reproduce.py', *arguments[:3], '--seeds', 0, check=False)
     assert refused.returncode == 1

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from mmengine.config import Config
 
-from kd_mm.evidence.predictions import FILENAME
+from kd_mm.evidence.predictions import FILENAME, fingerprint
 
 
 def network(depth=20, **head):
@@ -76,7 +76,7 @@ def write_predictions(work_dir, networks, classes, num_images=60, seed=0):
     arrays = {
         'labels': labels,
         'classes': np.array(classes),
-        'checkpoint': np.array('epoch_2.pth'),
+        'checkpoint': np.array(fingerprint(work_dir / 'epoch_2.pth')),
         'networks': np.array(networks),
     }
     for index in range(len(networks)):

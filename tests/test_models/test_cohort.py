@@ -96,6 +96,9 @@ def test_permuting_students_permutes_nothing_else():
     assert first.keys() == second.keys()
     for key, value in first.items():
         torch.testing.assert_close(second[key], value)
+    # A dumped config has its keys sorted, and an optimizer knows its parameters by their place.
+    assert list(turned.state_dict()) == list(model.state_dict())
+    assert turned.deploy == model.deploy == 'a'
 
 
 def test_predict_and_tensor_answer_with_the_deployed_student():
@@ -252,6 +255,11 @@ def test_the_initialisation_of_each_student_is_run():
             {'students': {'best': student(), 'b': student()}},
             ValueError,
             "must not be called .* but got 'best'",
+        ),
+        (
+            {'students': {'a_loss': student(), 'b': student()}},
+            ValueError,
+            'must not contain "loss", by which .*, but got \'a_loss\'',
         ),
         ({'deploy': 'c'}, ValueError, "deploy must name one of the students a, b, but got 'c'"),
         ({'views': 'own'}, ValueError, "views must be one of .* but got 'own'"),

@@ -246,6 +246,8 @@ def world(tmp_path_factory):
     runs = root / 'other_runs/resnet20_1xb64_digits'
     runs.mkdir(parents=True)
     (runs / 'seed0.py').write_text('model = dict()\n')
+    (runs / 'seed0').mkdir()
+    (runs / 'seed0/epoch_1.pth').touch()
     model = MODELS.build(Config.fromfile(root / 'plain.py').model)
     write_checkpoints(root, model.state_dict())
     pair = MODELS.build(Config.fromfile(root / 'minlogit.py').model)

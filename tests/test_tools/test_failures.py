@@ -149,7 +149,7 @@ def config(tmp_path, image_folder):
             'train_cfg': {'by_epoch': True, 'max_epochs': 3},
             'optim_wrapper': {'optimizer': {'type': 'SGD', 'lr': 0.01}},
             'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1}},
-            'custom_hooks': [{'type': 'kd_mm.LossGuardHook'}, {'type': 'Breaker'}],
+            'custom_hooks': [{'type': 'Breaker'}],
         }
     )
     cfg.dump(tmp_path / 'config.py')

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 
 from kd_mm.datasets import Digits
+from kd_mm.evidence.comparison import read_run
 from kd_mm.utils.configs import read_config
 from tests import forked
 from tests.conftest import REPO, run, run_tool
@@ -114,18 +116,25 @@ def test_our_test_tool_gives_the_accuracy_of_training(work_dir, tmp_path):
         assert metrics['accuracy/top1'] == pytest.approx(logged, abs=1e-4)
 
 
-def test_test_time_augmentation_loads_the_checkpoint(work_dir, tmp_path):
+def test_test_time_augmentation_leaves_what_training_wrote(work_dir, tmp_path):
+    run = shutil.copytree(work_dir, tmp_path / 'run')
+    dumped = run / Path(CONFIG).name
+    before = dumped.read_text()
     output = forked.run_tool(
         'test.py',
         CONFIG,
-        work_dir / 'deploy/model.pth',
+        run / 'deploy/model.pth',
         '--tta',
         '--work-dir',
-        tmp_path,
+        run,
         '--cfg-options',
         SHORT[2],
     ).stdout
     assert re.search(r'Epoch\(test\).*accuracy/top1: [\d.]+', output)
+    assert dumped.read_text() == before
+    assert sorted(run.glob('*.py')) == [dumped]
+    recorded = read_run(run)
+    assert recorded.cfg.model.type == read_run(work_dir).cfg.model.type == 'ImageClassifier'
 
 
 def test_resume_goes_on_behind_the_last_epoch(work_dir):
@@ -159,7 +168,13 @@ def merged(monkeypatch, *arguments):
 def test_a_run_has_each_hook_that_it_needs_once(monkeypatch, tmp_path):
     tool, args = parsed(monkeypatch, '--work-dir', str(tmp_path))
     monkeypatch.setattr(tool.preflight, 'check_config', lambda *_: None)
-    needed = {'CheckpointGuardHook', 'CompileHook', 'SafeCheckpointHook', 'SeedHook'}
+    needed = {
+        'CheckpointGuardHook',
+        'CompileHook',
+        'LossGuardHook',
+        'SafeCheckpointHook',
+        'SeedHook',
+    }
     hooks = []
     run = SimpleNamespace(hooks=hooks, register_hook=hooks.append, train=lambda: None)
     monkeypatch.setattr(tool, 'Runner', SimpleNamespace(from_cfg=lambda cfg: run))

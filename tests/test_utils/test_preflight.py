@@ -131,6 +131,24 @@ def test_missing_and_empty_data_folders(tmp_path):
     refused(SWIN, FileNotFoundError, rf'{tmp_path} is empty', **key)
 
 
+def test_a_class_that_validation_lacks(image_folder, tmp_path):
+    """Folders are numbered as they come, so that labels would shift."""
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    shutil.rmtree(root / 'val' / 'n00000001')
+    cfg = Config.fromfile(REPO / SWIN)
+    for loader, prefix in ((TRAIN, 'train'), ('val_dataloader', 'val')):
+        cfg[loader].dataset.pop('split')
+        cfg[loader].dataset.update(type='CustomDataset', data_root=str(root), data_prefix=prefix)
+    with pytest.raises(ValueError, match=r'must number the same classes, .* has n00000001; set'):
+        check_config(cfg, (TRAIN, 'val_dataloader'))
+
+
+def test_precise_statistics_of_a_cohort(tmp_path):
+    hook = {'type': 'PreciseBNHook', 'num_samples': 8}
+    with pytest.raises(ValueError, match='PreciseBNHook sees the deployed student of a cohort al'):
+        check_parts(Config({'model': {'students': {}}, 'custom_hooks': [hook]}))
+
+
 def test_an_empty_class_folder(image_folder, tmp_path):
     root = shutil.copytree(image_folder, tmp_path / 'data')
     shutil.rmtree(root / 'meta')

@@ -1,6 +1,7 @@
 """The checkpoint that a run goes on from is the newest whole one."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -78,6 +79,12 @@ def test_a_pointer_to_a_file_that_is_gone(work_dir):
 def test_a_work_dir_that_was_moved(work_dir):
     (work_dir / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
     assert find_checkpoint(work_dir) == (str(work_dir / 'epoch_2.pth'), [])
+
+
+def test_a_work_dir_that_was_copied(work_dir, tmp_path_factory):
+    copy = shutil.copytree(work_dir, tmp_path_factory.mktemp('copy') / 'work')
+    (copy / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
+    assert find_checkpoint(copy) == (str(copy / 'epoch_2.pth'), [])
 
 
 def test_checkpoints_that_lie_elsewhere(work_dir, tmp_path_factory):

@@ -101,6 +101,11 @@ part of keys that dots and slashes separate
                 f'a student must not be called {", ".join(RESERVED)}, as the metric calls its '
                 f'own rows, but got {name!r}'
             )
+        if 'loss' in name:
+            raise ValueError(
+                'the name of a student must not contain "loss", by which MMEngine knows what it '
+                f'adds up to the total, but got {name!r}'
+            )
         if name in dir(ModuleDict):
             raise ValueError(
                 'a student must not be called as what every container of modules has, but got '
@@ -124,10 +129,11 @@ class BaseCohort(BaseModel):
             :func:`~kd_mm.models.algorithms.base.student_cfg`. Names appear in logs, metrics and
             the state_dict (``students.<name>.``). A student's own ``init_cfg`` may load its own
             plain checkpoint.
-        deploy (str, optional): The student that ``predict`` answers with. By default the first.
+        deploy (str, optional): The student that ``predict`` answers with. By default the first
+            in alphabetical order.
         views (str): ``'shared'``: all students see the same images (N, C, H, W);
             ``'per_student'``: the pipeline ends in mmpretrain's ``MultiView`` with one view per
-            student, in the order of ``students``. Defaults to ``'shared'``.
+            student, in alphabetical order. Defaults to ``'shared'``.
         with_cp (bool): Whether the students' backbones forget what their layers gave, and compute
             it again in the backward pass, one student after the other: a step then holds the
             activations of the largest student and not of all, for about 40 % more time.
@@ -162,6 +168,8 @@ class BaseCohort(BaseModel):
             preprocessor.setdefault('batch_augments', train_cfg)
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
         check_students(students)
+        # What is stored by position follows the order, and a dumped config has its keys sorted.
+        students = dict(sorted(students.items()))
         check_flag('with_cp', with_cp)
         if views not in VIEWS:
             raise ValueError(f'views must be one of {", ".join(VIEWS)}, but got {views!r}')
@@ -179,11 +187,8 @@ class BaseCohort(BaseModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The students' names in alphabetical order.
-
-        What is stored by position follows it: MMEngine sorts the keys of a config that it dumps.
-        """
-        return tuple(sorted(self.students))
+        """The students' names, in alphabetical order."""
+        return tuple(self.students)
 
     @staticmethod
     def _build_student(name: str, cfg: Mapping) -> nn.Module:

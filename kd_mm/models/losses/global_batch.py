@@ -51,7 +51,8 @@ class BatchGatherer:
     """Concatenate the ranks' features and predictions: one collective, no host sync per step.
 
     Ranks may hold batches of different sizes (the last one of an epoch): each pads to a common
-    capacity, the largest batch of the first training step, which the ranks settle once.
+    capacity, the largest batch of the first two training steps, which the ranks settle then. A
+    resumed run may begin with the last, smaller batch of an epoch.
 
     Args:
         mode: ``'global'`` gathers over all ranks, ``'group'`` over each ``group_size``
@@ -83,6 +84,7 @@ class BatchGatherer:
         self.mode = mode
         self.group_size = group_size
         self._capacity = 0
+        self._to_settle = 2
 
     def __call__(self, features: Tensor, probs: Tensor) -> GlobalBatch:
         """Return the batch that the ensembling runs over.
@@ -100,13 +102,14 @@ class BatchGatherer:
             return GlobalBatch(features, probs, None, None, None)
 
         group = _consecutive_ranks(self.group_size) if self.mode == 'group' else None
-        if not self._capacity:
+        if self._to_settle:
+            self._to_settle -= 1
             largest = torch.tensor(num_images, device=features.device)
             all_reduce(largest, op='max', group=group)
-            self._capacity = int(largest)
+            self._capacity = max(self._capacity, int(largest))
         if num_images > self._capacity:
             raise ValueError(
-                f'a batch must not exceed the largest batch of the first training step, '
+                f'a batch must not exceed the largest one of the first two training steps, '
                 f'{self._capacity} images per rank, but got {num_images}; train with a constant '
                 "batch_size (drop_last=True drops a smaller last batch), or set gather='local'"
             )
