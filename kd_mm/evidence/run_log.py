@@ -1,7 +1,7 @@
 """What a finished or a running training wrote into its work dir."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TOP1 = 'accuracy/top1'
@@ -12,7 +12,8 @@ MONITOR = 'diagnostics/'  # what kd_mm.DiagnosticsHook writes
 def read_log(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     """Read the numbers that MMEngine's local visualizer backend wrote.
 
-    A resumed run has one file per start; where they overlap, the later one counts.
+    A resumed run has one file per start; where they overlap, the later one counts. Where a run was
+    begun anew in the same folder, nothing counts from before.
 
     Args:
         work_dir: Work dir of a run.
@@ -24,14 +25,26 @@ def read_log(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     """
     parts: tuple[dict[int, dict], dict[int, dict]] = ({}, {})
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # a killed run may leave half a line
-                continue
+        entries = list(_entries(path))
+        first = next((entry['step'] for entry in entries if 'iter' in entry), None)
+        if first is not None and parts[0] and first <= min(parts[0]):
+            parts[0].clear()
+            parts[1].clear()
+        for entry in entries:
             parts['iter' not in entry][entry['step']] = entry
     train, val = ([part[step] for step in sorted(part)] for part in parts)
     return train, val
+
+
+def _entries(path: Path) -> Iterator[dict]:
+    """Yield the lines of a log that are whole; a killed run may leave half a one."""
+    for line in path.read_text(errors='replace').splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and 'step' in entry:
+            yield entry
 
 
 def has_trained(scalars: Path) -> bool:

@@ -31,9 +31,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 
+from kd_mm.datasets import ClassInstanceSampler
 from kd_mm.engine.hooks.loss_guard_hook import subjects
 from kd_mm.models.algorithms import BaseCohort
-from kd_mm.utils.checkpoint import load_checkpoint
+from kd_mm.models.heads import BAKEMixin
+from kd_mm.utils.checkpoint import bare_model, load_checkpoint
 from kd_mm.utils.preflight import (
     USER_ERRORS,
     check_config,
@@ -253,6 +255,7 @@ class Rehearsal:
             f'{len(runner.train_dataloader)} iterations per epoch, {runner.max_iters} in all',
         )
         yield from late_schedules(runner)
+        yield from odd_heads(runner)
 
     def weights(self) -> Iterator[Finding]:
         """Compare students, and the model with the checkpoint that it starts from."""
@@ -430,6 +433,39 @@ class Rehearsal:
             for hook in self.runner.hooks:
                 if not isinstance(hook, CheckpointHook) or name == 'before_train':
                     getattr(hook, name)(self.runner, **kwargs)
+
+
+def odd_heads(runner: Runner) -> Iterator[Finding]:
+    """Warn of heads that do not fit the training data, though they train.
+
+    Args:
+        runner: A runner with its model and its training data built.
+
+    Yields:
+        A warning for each.
+    """
+    loader = runner.train_dataloader
+    classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
+    model = bare_model(runner.model)
+    networks = model.students.items() if isinstance(model, BaseCohort) else [('', model)]
+    for name, network in networks:
+        head = getattr(network, 'head', None)
+        of = f' of student {name}' if name else ''
+        count = getattr(head, 'num_classes', None)
+        if classes and count and count != len(classes):
+            yield Finding(
+                WARNING,
+                f'the head{of} tells {count} classes apart, but train_dataloader has '
+                f'{len(classes)}; set its num_classes={len(classes)}',
+            )
+        if isinstance(head, BAKEMixin) and not isinstance(loader.sampler, ClassInstanceSampler):
+            yield Finding(
+                WARNING,
+                f'the head{of} learns from images of the same class, but '
+                f'{type(loader.sampler).__name__} puts them into a batch by chance alone; set '
+                "train_dataloader.sampler=dict(_delete_=True, type='kd_mm.ClassInstanceSampler', "
+                'num_instances=2)',
+            )
 
 
 def late_schedules(runner: Runner) -> Iterator[Finding]:

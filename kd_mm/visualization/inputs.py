@@ -313,8 +313,7 @@ def batch_knowledge(
     model = deepcopy(loaded.model).train()  # whose statistics the batch may change
     if not bake_heads(model):
         raise ValueError(
-            f'affinities need a BAKE head, but {type(model).__name__} has '
-            f'{type(getattr(model, "head", None)).__name__}; use a config with '
+            f'affinities need a BAKE head, but {type(model).__name__} has none; use a config with '
             "head=dict(type='kd_mm.BAKEHead')"
         )
     batch, dataset = train_batch(cfg, seed)

@@ -87,7 +87,7 @@ def networks_of(model: nn.Module) -> dict[str, nn.Module]:
         model: A cohort, or a classifier, which has no name of its own.
 
     Returns:
-        Students in the order of the config, and behind them those that are no part of the
+        Students in alphabetical order, and behind them those that are no part of the
         ensemble (FFSD's leader).
     """
     if not isinstance(model, BaseCohort):

@@ -1316,7 +1316,11 @@ PICTURES = [
     row(
         'predictions-topk', 'predictions plain.py plain.pth --topk 0', '--topk must be at least 1'
     ),
-    row('affinity-plain', 'affinity plain.py plain.pth', 'affinities need a BAKE head, but Image'),
+    row(
+        'affinity-plain',
+        'affinity plain.py plain.pth',
+        'affinities need a BAKE head, but Image',
+    ),
     row('affinity-index', 'affinity bake.py plain.pth --index 16', 'shown, 0 to 15, but got 16'),
     row('views-seed', 'views bake.py --seed -1', '--seed must be at least 0, but got -1'),
     row('views-number', 'views bake.py -n 0', '--number must be at least 1, but got 0'),

@@ -263,6 +263,15 @@ def test_equal_students_schedules_and_half_a_checkpoint_are_warned_of(tmp_path):
     assert f' weights are not in {tmp_path}/a.pth, or differ in shape' in said[WARNING][0]
 
 
+def test_heads_that_do_not_fit_the_data_are_warned_of():
+    sampler = {'type': 'DefaultSampler', 'shuffle': True}
+    cfg = small(BAKE, model__head__num_classes=12)
+    cfg.train_dataloader.sampler = sampler
+    number, partners = examine(cfg)[WARNING]
+    assert 'the head tells 12 classes apart, but train_dataloader has 10; set its num' in number
+    assert 'of the same class, but DefaultSampler puts them into a batch by chance' in partners
+
+
 def test_the_tool_prints_one_line_per_check_and_writes_nothing(tmp_path):
     options = ['--cfg-options', 'model.head.type=kd_mm.BAKEHed']
     done = run_tool(

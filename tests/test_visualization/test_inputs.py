@@ -176,7 +176,7 @@ def test_a_batch_is_that_of_the_recipes_sampler(bake):
 def test_affinities_need_a_bake_head(tmp_path):
     cfg = recipe('vanilla/vanilla_resnet20_1xb64_digits')
     loaded = inputs.load_model(cfg, checkpoint(cfg, tmp_path / 'a.pth'))
-    with pytest.raises(ValueError, match='need a BAKE head, but ImageClassifier has LinearClsH'):
+    with pytest.raises(ValueError, match='need a BAKE head, but ImageClassifier has none'):
         inputs.batch_knowledge(loaded, cfg)
 
 

@@ -46,9 +46,9 @@ def test_each_student_leader_and_fusion_by_hand():
     model = toys.build('ffsd').eval()
     looks = look(model)
     assert not hooks_of(model)
-    keys = [(f'student{i}', 'backbone') for i in (2, 1)]
+    keys = [(f'student{i}', 'backbone') for i in (1, 2)]
     assert list(looks[0].attention) == [*keys, ('leader', 'backbone'), ('fusion', 'fusion')]
-    assert list(looks[0].scores) == ['student2', 'student1', 'ensemble', 'leader', 'fusion']
+    assert list(looks[0].scores) == ['student1', 'student2', 'ensemble', 'leader', 'fusion']
     inputs = preprocessed(model)
     with torch.no_grad():
         maps = {n: student.backbone(inputs)[-1] for n, student in model.students.items()}
@@ -85,7 +85,7 @@ def test_target_layers_in_the_order_in_which_they_run():
     assert [m.shape for m in one.attention.values()] == [(16, 16), (8, 8)]
     (one, *_) = look(toys.build('ffsd'), layers)
     networks = [name for name, _ in one.attention]
-    assert networks == [*('student2',) * 2, *('student1',) * 2, *('leader',) * 2, 'fusion']
+    assert networks == [*('student1',) * 2, *('student2',) * 2, *('leader',) * 2, 'fusion']
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,6 @@ def test_a_student_is_shown_its_own_view():
     watch, _ = learn(toys.build('dml'), views=2)
     ((name, batch),) = watch.knowledge()
     image = toys.samples(1)[0]['inputs'].permute(1, 2, 0)
-    assert name == 'b'  # the first of the config
-    np.testing.assert_array_equal(batch.images[0], image)
+    assert name == 'b'  # the second by name, so that it sees the second view
+    np.testing.assert_array_equal(batch.images[0], 255 - image)
     assert len(batch.images) == 6
