@@ -1136,7 +1136,8 @@ def test_each_student_of_a_mixed_cohort_has_its_optimizer(path, no_initialisatio
     cfg = load(path)
     model = build_model(cfg)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    assert sorted(wrapper.keys()) == sorted(cfg.param_scheduler) == list(model.students)
+    assert list(wrapper.keys()) == list(cfg.param_scheduler)
+    assert sorted(wrapper.keys()) == list(model.students)
     for name, student in model.students.items():
         (group,) = wrapper[name].param_groups
         assert {id(p) for p in group['params']} == {id(p) for p in student.parameters()}

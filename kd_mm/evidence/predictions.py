@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kd_mm.registry import MODELS
 from kd_mm.utils.checkpoint import check_keys, load_checkpoint
+from kd_mm.utils.resume import pointed_at
 
 from .calibration import Predictions
 from .run_log import SINGLE
@@ -42,13 +43,8 @@ def last_checkpoint(work_dir: Path) -> Path | None:
     Args:
         work_dir: Work dir of a run, which may have been moved since.
     """
-    note = work_dir / 'last_checkpoint'
-    if not note.exists():
-        return None
-    named = Path(note.read_text().strip())
-    beside = work_dir / named.name  # a copy of a work dir names the original's
-    path = beside if beside.is_file() else named
-    return path if path.is_file() else None
+    path = pointed_at(work_dir)
+    return path if path is not None and path.is_file() else None
 
 
 def read_predictions(work_dir: Path) -> RunPredictions | None:

@@ -272,6 +272,10 @@ class Run:
         self._process: subprocess.Popen | None = None
         self._stopped = False
         self.config = self.work_dir.with_suffix('.py')
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Raise ValueError if what lies in the work dir was trained with other settings."""
         begun = (self.work_dir / RESULT).exists() or any(self.work_dir.glob('*.pth'))
         if begun and self.config.exists() and self.config.read_text() != self.text:
             raise ValueError(
@@ -303,11 +307,15 @@ class Run:
 
         Returns:
             The exit code of the tool; 0 if there is a result already.
+
+        Raises:
+            ValueError: If another process has trained it with other settings.
         """
         self.work_dir.mkdir(parents=True, exist_ok=True)
         with (self.work_dir / LOG).open('a') as log:
             if not self._wait_for(log):
                 return -signal.SIGTERM
+            self._check_settings()  # of what another process has trained meanwhile
             if self.result is not None:
                 return 0
             self.config.write_text(self.text)

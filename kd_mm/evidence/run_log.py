@@ -49,7 +49,7 @@ def _entries(path: Path) -> Iterator[dict]:
 
 def has_trained(scalars: Path) -> bool:
     """Tell whether a log file is of a training that came to its first line."""
-    return scalars.exists() and '"iter"' in scalars.read_text()
+    return scalars.exists() and any('iter' in entry for entry in _entries(scalars))
 
 
 def top1_curves(val: list[dict]) -> dict[str, list[float]]:

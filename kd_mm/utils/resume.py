@@ -9,6 +9,22 @@ POINTER = 'last_checkpoint'  # the file in which MMEngine names the newest check
 NEEDED = ('meta', 'message_hub', 'optimizer')  # what a run goes on with, and best_*.pth lack
 
 
+def pointed_at(work_dir: str | Path) -> Path | None:
+    """Return the checkpoint that ``last_checkpoint`` names, which may be gone; None without one.
+
+    In a work dir that was moved or copied it is the one of that name there, not the original's.
+
+    Args:
+        work_dir: Work dir of a run.
+    """
+    pointer = Path(work_dir) / POINTER
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    if not named:
+        return None
+    beside = Path(work_dir) / Path(named).name
+    return beside if beside.is_file() else Path(named)
+
+
 def find_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
     """Find the newest checkpoint in a work dir that can be read and that a run can go on from.
 
@@ -26,14 +42,12 @@ def find_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
         ValueError: If there are checkpoints, but the run cannot go on from any.
     """
     work_dir = Path(work_dir)
-    pointer = work_dir / POINTER
-    named = pointer.read_text().strip() if pointer.is_file() else ''
+    named = pointed_at(work_dir)
     folders = {work_dir: None}  # in order, each once
     candidates = []
-    if named:
-        beside = work_dir / Path(named).name  # a moved or copied work dir names the original's
-        candidates = [beside if beside.is_file() else Path(named)]
-        folders = {candidates[0].parent: None, **folders}
+    if named is not None:
+        candidates = [named]
+        folders = {named.parent: None, **folders}
     written = [path for folder in folders for path in folder.glob('*.pth')]
     written.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     candidates += [path for path in written if path not in candidates]

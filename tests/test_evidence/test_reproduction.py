@@ -1,5 +1,6 @@
 import csv
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -261,6 +262,22 @@ def test_sigterm_stops_the_tool_and_its_runs(tmp_path):
     assert sorted(begun.parents[1].glob('seed?')) == [begun.parent]
 
 
+def test_a_table_stays_where_all_runs_failed(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location('reproduce', REPO / 'tools/reproduce.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    row = 'vanilla_resnet20_1xb64_digits'
+    table = tmp_path / 'digits.md'
+    table.write_text('measured before')
+    flags = ['--rows', row, '--seeds', '1', '--work-dir', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['reproduce.py', 'digits', *flags])
+    monkeypatch.setattr(tool, 'train', lambda runs, jobs: runs)
+    with pytest.raises(SystemExit, match=f'error: 1 runs failed; .*\\n.*{row}/seed0/train.log'):
+        tool.main()
+    assert table.read_text() == 'measured before'
+    assert not (tmp_path / 'digits.json').exists()
+
+
 def test_runs_of_other_settings_are_not_mixed(tmp_path):
     row = ROWS['vanilla_resnet20_1xb64_digits']
     run = Run(row, 0, Settings(epochs=1), tmp_path)
@@ -272,6 +289,17 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
     Run(row, 0, Settings(epochs=1), tmp_path)
     with pytest.raises(ValueError, match='holds a run with other settings'):
         Run(row, 0, Settings(epochs=2), tmp_path)
+
+
+def test_settings_are_compared_when_another_process_has_ended(tmp_path):
+    row = ROWS['vanilla_resnet20_1xb64_digits']
+    late = Run(row, 0, Settings(epochs=2), tmp_path)
+    other = Run(row, 0, Settings(epochs=1), tmp_path)
+    other.work_dir.mkdir(parents=True)
+    other.config.write_text(other.text)
+    (other.work_dir / reproduction.RESULT).write_text('{}')
+    with pytest.raises(ValueError, match='holds a run with other settings'):
+        late.train(['false'], {})
 
 
 def test_epochs_are_counted_in_the_log_until_there_is_a_result(tmp_path, monkeypatch):
@@ -305,7 +333,7 @@ def test_tool_trains_and_writes_three_files(tmp_path):
     assert float(row['seed0']) == pytest.approx(top1, abs=1e-4)
     assert (int(row['steps']), int(row['mib'])) == (1, line['peak_mib'])
 
-    # What other rows have reached stays in the table; a failure replaces none.
+    # What other rows have reached stays in the table.
     other = 'vanilla_wrn16-1_1xb64_digits'
     arguments = [other if word == 'vanilla_resnet20_1xb64_digits' else word for word in arguments]
     forked.run_tool('reproduce.py', *arguments)

@@ -1152,6 +1152,11 @@ COMMANDS = [
         f"train plain.py {SET} custom_hooks=[dict(type='kd_mm.DiagnosticsHook')]",
         r'takes no dicts, but custom_hooks=\[dict\(type=.* holds one; set its keys one',
     ),
+    row(
+        'braces',
+        f'train plain.py {SET} "train_cfg={{\'max_epochs\': 2}}"',
+        r"takes no dicts, but train_cfg=\{'max_epochs': 2\} holds one; set its keys one",
+    ),
     row('bracket', f'test plain.py plain.pth {SET} a=(1,5', r'cannot read a=\(1,5: '),
     row(
         'into-number',

@@ -134,17 +134,22 @@ def test_missing_and_empty_data_folders(tmp_path):
 def test_a_class_that_validation_lacks(image_folder, tmp_path):
     """Folders are numbered as they come, so that labels would shift."""
     root = shutil.copytree(image_folder, tmp_path / 'data')
-    shutil.rmtree(root / 'val' / 'n00000001')
     cfg = Config.fromfile(REPO / SWIN)
     for loader, prefix in ((TRAIN, 'train'), ('val_dataloader', 'val')):
         cfg[loader].dataset.pop('split')
         cfg[loader].dataset.update(type='CustomDataset', data_root=str(root), data_prefix=prefix)
+    cfg.val_dataloader.dataset.classes = [f'n0000000{i}' for i in (1, 0, 2, 3)]
+    with pytest.raises(ValueError, match=r'must number the same classes, .* the order differs; s'):
+        check_config(cfg, (TRAIN, 'val_dataloader'))
+    del cfg.val_dataloader.dataset.classes
+    shutil.rmtree(root / 'val' / 'n00000001')
     with pytest.raises(ValueError, match=r'must number the same classes, .* has n00000001; set'):
         check_config(cfg, (TRAIN, 'val_dataloader'))
 
 
-def test_precise_statistics_of_a_cohort(tmp_path):
+def test_precise_statistics_of_a_cohort():
     hook = {'type': 'PreciseBNHook', 'num_samples': 8}
+    check_parts(Config({'model': {}, 'custom_hooks': [hook]}))
     with pytest.raises(ValueError, match='PreciseBNHook sees the deployed student of a cohort al'):
         check_parts(Config({'model': {'students': {}}, 'custom_hooks': [hook]}))
 
