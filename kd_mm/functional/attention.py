@@ -5,6 +5,8 @@ arXiv:2103.14473, section III: the transfer of fused and of own features, and th
 common students. As in the released code, which adds the scale of the diverse map.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,18 +47,48 @@ def attention_map(feature_map: Tensor) -> Tensor:
 
 
 class _MeanSquare(torch.autograd.Function):
-    """x.square().mean(dim=1), whose gradient passes over the map once instead of thrice."""
+    """The mean square of channels, whose gradient passes over the map once instead of thrice."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return x.square().mean(dim=1, keepdim=True)
+        return _mean_square(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return x * (grad * (2 / x.shape[1]))
+
+
+def joint_attention_map(attention: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
+    r"""Attention of maps that lie one after the other along the channels, from that of each.
+
+    .. math:: \mathrm{att}([F_1, F_2, \ldots]) = \sum_i \frac{C_i}{\sum_j C_j} \mathrm{att}(F_i)
+
+    Args:
+        attention: att(F_i), each (B, 1, H, W).
+        widths: Channels :math:`C_i` of the maps.
+
+    Returns:
+        (B, 1, H, W).
+
+    Examples:
+        >>> import torch
+        >>> one, two = torch.tensor([[3.0]]).reshape(1, 1, 1, 1), torch.ones(1, 3, 1, 1)
+        >>> joint_attention_map([attention_map(one), attention_map(two)], widths=(1, 3))
+        tensor([[[[3.]]]])
+        >>> attention_map(torch.cat([one, two], dim=1))
+        tensor([[[[3.]]]])
+    """
+    return sum(a * (width / sum(widths)) for a, width in zip(attention, widths, strict=True))
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Return the mean square of channels, in one pass where they lie last."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().div_(x.shape[1])
+    return x.square().sum(dim=1, keepdim=True).div_(x.shape[1])
 
 
 def attention_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -93,7 +125,7 @@ class _UnitDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, y: Tensor) -> Tensor:
-        distance, *shares = _unit_distance(x, y, _norm(x), _norm(y))
+        distance, *shares = _unit_distance(x, y, _square(x), _square(y))
         ctx.save_for_backward(x, y, *shares)
         return distance
 
@@ -105,20 +137,23 @@ class _UnitDistance(torch.autograd.Function):
 
 
 def _unit_distance(
-    x: Tensor, y: Tensor, x_norm: Tensor, y_norm: Tensor
+    x: Tensor, y: Tensor, x_square: Tensor, y_square: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return d(x, y), and the shares of x and of y in its gradient at x, one per sample."""
-    x_size, y_size = x_norm.clamp_min(_EPS), y_norm.clamp_min(_EPS)
-    cosine = (x * y).sum(dim=tuple(range(1, x.ndim)), keepdim=True) / (x_size * y_size)
+    """Return d(x, y) and the shares of x and of y in its gradient at x, given |x|^2 and |y|^2."""
+    squares = torch.stack((x_square, y_square))
+    inverses = squares.clamp_min(_EPS**2).reciprocal_()
+    scale = inverses.sqrt().prod(dim=0)  # 1 / (|x| |y|)
+    cosine = (x * y).sum(dim=tuple(range(1, x.ndim)), keepdim=True).mul_(scale)
     # The length of n(z) is 1, and 0 if z = 0.
-    lengths = (x_norm / x_size).square() + (y_norm / y_size).square()
-    scale = 2 / (x.numel() * x_size)
-    return (lengths - 2 * cosine).sum() / x.numel(), scale * cosine / x_size, -scale / y_size
+    lengths = (squares * inverses).sum(dim=0)
+    distance = torch.sub(lengths, cosine, alpha=2).sum() / x.numel()
+    weight = 2 / x.numel()
+    return distance, (cosine * inverses[0]).mul_(weight), scale.mul_(-weight)
 
 
-def _norm(z: Tensor) -> Tensor:
-    """Return the length of each sample, with as many dimensions as it has."""
-    return torch.linalg.vector_norm(z, dim=tuple(range(1, z.ndim)), keepdim=True)
+def _square(z: Tensor) -> Tensor:
+    """Return the squared length of each sample, with as many dimensions as it has."""
+    return torch.linalg.vector_norm(z, dim=tuple(range(1, z.ndim)), keepdim=True).square_()
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:
@@ -162,32 +197,28 @@ def rebuilding_distances(x: Tensor, y: Tensor, y_attention: Tensor) -> tuple[Ten
 
 
 class _RebuildingDistances(torch.autograd.Function):
-    """Both distances. The norm of a map is known by its attention: |x|^2 = C sum(att(x))."""
+    """Both distances. The length of a map is known by its attention: |x|^2 = C sum(att(x))."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, y_attention: Tensor) -> tuple:
-        x_attention = x.square().mean(dim=1, keepdim=True)
-        x_norm, y_norm = (
-            (x.shape[1] * a.sum(dim=(1, 2, 3), keepdim=True)).sqrt()
-            for a in (x_attention, y_attention)
-        )
-        feature, x_share, y_share = _unit_distance(x, y, x_norm, y_norm)
-        norms = (_norm(x_attention), _norm(y_attention))
-        attention, *shares = _unit_distance(x_attention, y_attention, *norms)
-        ctx.save_for_backward(x, y, x_share, y_share, x_attention, y_attention, *shares)
+        x_attention = _mean_square(x)
+        sums = (a.sum(dim=(1, 2, 3), keepdim=True) for a in (x_attention, y_attention))
+        feature, *shares = _unit_distance(x, y, *(x.shape[1] * total for total in sums))
+        squares = _square(x_attention), _square(y_attention)
+        attention, *attention_shares = _unit_distance(x_attention, y_attention, *squares)
+        ctx.save_for_backward(x, y, *shares, x_attention, y_attention, *attention_shares)
         return feature, attention
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, feature: Tensor, attention: Tensor) -> tuple:
         x, y, x_share, y_share, x_attention, y_attention, own, other = ctx.saved_tensors
-        through = x_attention * own + y_attention * other
-        scale = feature * x_share + (2 * attention / x.shape[1]) * through
-        # In one layout: mixed, the sum would take longer than this copy does.
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        y = y.contiguous(memory_format=layout)
-        return (x * scale).addcmul_(y, feature * y_share), None, None
+        through = 2 * attention / x.shape[1]  # from the attention to the map
+        scale = torch.addcmul(feature * x_share, x_attention, through * own)
+        scale.addcmul_(y_attention, through * other)
+        # Laid out as x: a sum of maps in two layouts would take longer.
+        gradient = torch.mul(y, feature * y_share, out=torch.empty_like(x))
+        return gradient.addcmul_(x, scale), None, None
 
 
 def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,7 +273,7 @@ def diversity_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def diverse_feature_map(feature_map: Tensor) -> Tensor:
+def diverse_feature_map(feature_map: Tensor, attention: Tensor | None = None) -> Tensor:
     r"""A feature map whose attention lies where that of the given one does not.
 
     .. math:: F^* = F + (a^* - a') \, v / C
@@ -253,6 +284,7 @@ def diverse_feature_map(feature_map: Tensor) -> Tensor:
 
     Args:
         feature_map: F, the deepest map of a student, (B, C, H, W). Detached.
+        attention: att(F), (B, 1, H, W), where it is known. Detached.
 
     Returns:
         (B, C, H, W), in float32 at least.
@@ -265,7 +297,8 @@ def diverse_feature_map(feature_map: Tensor) -> Tensor:
         >>> diverse_feature_map(torch.tensor([[[[0.0, 1.0, 2.0]]]]))
         tensor([[[[ 8.5000, 16.0000, 11.0000]]]])
     """
-    attention = attention_map(feature_map)
+    if attention is None:
+        attention = attention_map(feature_map)
     unit, diverse, norm = _diverse(attention.flatten(1))
     change = (diverse - unit) * norm / feature_map.shape[1]
     return at_least_float32(feature_map) + change.view_as(attention)

@@ -12,7 +12,7 @@ from .divergence import at_least_float32, check_temperature, full_precision
 from .ranges import is_number
 
 _EPS = 1e-12  # smallest norm, as in F.normalize
-_LARGE = 256  # images from which on the factor is divided by from the right
+_LARGE = 256  # images from which on the systems are solved from the right
 
 
 def check_omega(omega: float) -> None:
@@ -37,7 +37,6 @@ def check_omega(omega: float) -> None:
 
 def _kernel(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return exp(cosine) with an empty diagonal, (N, N), symmetric, and its row sums, (N,)."""
-    features = at_least_float32(features)
     # As F.normalize, which copies the norm to the features' shape.
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min_(_EPS)
     features = features / norm
@@ -54,13 +53,18 @@ def _kernel(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     return kernel, degree.add_(alone)
 
 
-def _divide(rows: Tensor, factor: Tensor) -> Tensor:
-    """Return rows (U^T U)^-1, (n, N), with the upper factor U."""
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    """Return (U^T U)^-1 B, (N, K), with the upper factor U and the right-hand sides B.
+
+    In two triangular steps: after the layers of a network, with cold caches, they take four fifths
+    of the time of ``cholesky_solve``. From the right they take two thirds of it in large batches;
+    in small ones that waits for its threads.
+    """
+    triangular = torch.linalg.solve_triangular
     if len(factor) <= _LARGE:
-        return torch.cholesky_solve(rows.T, factor, upper=True).T
-    # Two thirds of the time of cholesky_solve there; in small batches it waits for its threads.
-    rows = torch.linalg.solve_triangular(factor, rows, upper=True, left=False)
-    return torch.linalg.solve_triangular(factor.T, rows, upper=False, left=False)
+        return triangular(factor, triangular(factor.T, right, upper=False), upper=True)
+    rows = triangular(factor, right.T, upper=True, left=False)
+    return triangular(factor.T, rows, upper=False, left=False).T
 
 
 @torch.no_grad()
@@ -88,7 +92,7 @@ def affinity(features: Tensor) -> Tensor:
                 [0.5000, 0.5000, 0.0000]])
     """
     with full_precision(features.device.type):
-        kernel, degree = _kernel(features, None)
+        kernel, degree = _kernel(at_least_float32(features), None)
         return kernel / degree[:, None]
 
 
@@ -142,7 +146,6 @@ def ensemble_knowledge(
     return propagate(features, probs, omega, rows, valid)
 
 
-@torch.no_grad()
 def propagate(
     features: Tensor,
     probs: Tensor,
@@ -178,9 +181,9 @@ def propagate(
             'features and predictions must hold the same N images, but got '
             f'{len(features)} and {len(probs)} rows'
         )
+    probs = at_least_float32(probs.detach())
     with full_precision(features.device.type):
-        probs = at_least_float32(probs)
-        kernel, degree = _kernel(features.to(probs.dtype), valid)
+        kernel, degree = _kernel(features.detach().to(probs.dtype), valid)
         # (1 - omega) (D - omega S)^-1 = (c D - c omega S)^-1 with c = 1 / (1 - omega)
         knowledge = probs * degree[:, None]
         system = kernel.mul_(omega / (omega - 1))
@@ -191,6 +194,8 @@ def propagate(
         num_rows = num_images if rows is None else len(range(*rows.indices(num_images)))
         if num_rows < num_classes:
             wanted = torch.eye(num_images, dtype=factor.dtype, device=factor.device)
-            return _divide(wanted if rows is None else wanted[rows], factor) @ knowledge
-        target = _divide(knowledge.T, factor).T
+            if rows is not None:
+                wanted = wanted[:, rows]
+            return _solve(factor, wanted).T @ knowledge
+        target = _solve(factor, knowledge)
         return target if rows is None else target[rows]

@@ -3,7 +3,6 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .ranges import is_number
@@ -23,7 +22,7 @@ def at_least_float32(x: Tensor) -> Tensor:
         >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
         torch.float32
     """
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def full_precision(device_type: str) -> AbstractContextManager:
@@ -90,7 +89,7 @@ def soft_log_probs(logits: Tensor, temperature: float) -> Tensor:
         tensor([[0.2689, 0.7311]])
     """
     check_temperature(temperature)
-    return F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+    return torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)
 
 
 def soft_target_kl(logits: Tensor, target_probs: Tensor, temperature: float) -> Tensor:

@@ -9,6 +9,7 @@ from kd_mm.functional.attention import (
     attention_map,
     diverse_feature_map,
     diversity_distance,
+    joint_attention_map,
     rebuilding_distances,
 )
 from tests.references import attention as reference
@@ -30,8 +31,29 @@ def test_maps_and_distances_equal_the_loops(size):
         (attention_distance(ax, ay), reference.attention_distance(ax.numpy(), ay.numpy())),
         (diversity_distance(ax, ay), reference.diversity_distance(ax.numpy(), ay.numpy())),
         (diverse_feature_map(x), reference.diverse_feature_map(x.numpy())),
+        (diverse_feature_map(x, ax), reference.diverse_feature_map(x.numpy())),
     ):
         np.testing.assert_allclose(ours, theirs, **CLOSE)
+
+
+def test_attention_is_the_same_in_any_layout():
+    """Channels last take another way to it, also where a layer is dead; the gradient is one."""
+    x, weights = draw(0, 3, 5, 4, 6), draw(1, 3, 1, 4, 6)
+    x[:, :, 1:3] = 0
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out = x.contiguous(memory_format=layout).requires_grad_()
+        attention = attention_map(laid_out)
+        results.append((attention, *torch.autograd.grad((weights * attention).sum(), laid_out)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-15)
+    expected = reference.attention_map(x.detach().numpy())
+    np.testing.assert_allclose(results[0][0].detach(), expected, **CLOSE)
+
+
+def test_joint_attention_is_that_of_the_concatenated_maps():
+    maps = [draw(seed, 3, width, 4, 6) for seed, width in enumerate((2, 5, 1))]
+    joint = joint_attention_map([attention_map(m) for m in maps], [m.shape[1] for m in maps])
+    torch.testing.assert_close(joint, attention_map(torch.cat(maps, dim=1)), **CLOSE)
 
 
 def test_distance_of_a_map_from_itself_and_from_its_opposite():

@@ -1,6 +1,6 @@
 """Feature fusion and self-distillation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -15,12 +15,19 @@ from kd_mm.functional.attention import (
     attention_map,
     diverse_feature_map,
     diversity_distance,
+    joint_attention_map,
     rebuilding_distances,
 )
-from kd_mm.functional.divergence import at_least_float32, check_temperature, soft_target_kl
+from kd_mm.functional.divergence import (
+    at_least_float32,
+    check_temperature,
+    mean_kl,
+    soft_log_probs,
+)
 from kd_mm.functional.mutual_learning import mutual_kl
 from kd_mm.functional.ranges import check_flag, check_weight
 from kd_mm.models.necks import FeatureFusionNeck, FusionDecoder, SelfDistillationNeck
+from kd_mm.models.necks.layout import fastest_layout
 from kd_mm.registry import MODELS
 
 from .base import BaseCohort, check_students, labels_of, student_cfg
@@ -178,26 +185,28 @@ class FFSD(BaseCohort):
         """Return all losses but those of the students' own heads; see the class."""
         common = torch.stack([logits[name].detach() for name in self.common])
         ensemble = at_least_float32(common).mean(dim=0)
-        # Where the stages of students with a neck look: what guidance moves, and a neck's target.
-        attention = {name: [attention_map(m) for m in maps[name][:-1]] for name in self.taught}
-        losses = self._common_losses(logits, maps, attention)
+        # The deepest maps as the necks take them, laid out once, and where students look there.
+        deepest = {name: fastest_layout(levels[-1]) for name, levels in maps.items()}
+        attention = {name: attention_map(levels[-1]) for name, levels in maps.items()}
+        losses = self._common_losses(logits, maps, deepest, attention)
         fused, teacher = None, ensemble
         if self.fusion is not None:
-            deepest = [maps[name][-1].detach() for name in self.common]
-            fused, teacher = self.fusion(deepest)
+            fused, teacher = self.fusion([deepest[name].detach() for name in self.common])
             labels = labels_of(data_samples)
             losses['fusion/loss'] = F.cross_entropy(at_least_float32(teacher), labels)
             losses['fusion/loss_ensemble'] = self._divergence(teacher, ensemble)
         if self.leader is not None:
-            losses |= self._leader_losses(logits[self.leader], maps, attention, teacher, fused)
-        # Last: the necks' statistics change here, and guidance comes from those before.
-        return losses | self._neck_losses(maps, attention)
+            losses |= self._leader_losses(
+                logits[self.leader], maps[self.leader], deepest, attention, teacher, fused
+            )
+        return losses
 
     def _common_losses(
         self,
         logits: dict[str, Tensor],
         maps: dict[str, tuple[Tensor, ...]],
-        attention: dict[str, list[Tensor]],
+        deepest: dict[str, Tensor],
+        attention: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Return what the common students learn from each other."""
         divergences = mutual_kl([logits[name] for name in self.common], self.temperature)
@@ -206,87 +215,94 @@ class FFSD(BaseCohort):
             for name, value in zip(self.common, divergences, strict=True)
         }
         for before, name in pairwise(self.common):
-            deep, other = maps[name][-1], maps[before][-1].detach()
-            source = deep
+            source = deepest[name]
+            own, others = attention[name], attention[before]
+            if self.diversity == 'attention':
+                distance = diversity_distance(own, others)
+                source = diverse_feature_map(deepest[before], others)
+            elif self.diversity == 'l2':
+                distance = -attention_distance(own, others)
             if self.diversity is not None:
-                own, others = attention_map(deep), attention_map(other)
-                if self.diversity == 'attention':
-                    distance = diversity_distance(own, others)
-                    source = diverse_feature_map(other)
-                else:
-                    distance = -attention_distance(own, others)
                 losses[f'{name}/loss_diversity'] = self.diversity_weight * distance
             if name in self.taught:
-                losses[f'{name}/loss_self_distillation'] = self.diversity_weight * self._guidance(
-                    name, attention[name], source
+                losses |= self._self_distillation_losses(
+                    name, maps[name], deepest[name], source, self.diversity_weight
                 )
         return losses
 
     def _leader_losses(
         self,
         logits: Tensor,
-        maps: dict[str, tuple[Tensor, ...]],
-        attention: dict[str, list[Tensor]],
+        maps: tuple[Tensor, ...],
+        deepest: dict[str, Tensor],
+        attention: dict[str, Tensor],
         teacher: Tensor,
         fused: Tensor | None,
     ) -> dict[str, Tensor]:
         """Return what the leader learns."""
-        name, own = self.leader, maps[self.leader]
+        name, own = self.leader, deepest[self.leader]
         losses = {f'{name}/loss_kd': self._divergence(logits, teacher)}
         if fused is not None:
-            together = torch.cat([maps[common][-1].detach() for common in self.common], dim=1)
-            for key, learner, target in (
-                ('loss_fusion', own[-1], fused.detach()),
-                ('loss_decoder', self.decoder(own[-1]), together),
-            ):
-                distance = attention_distance(attention_map(learner), attention_map(target))
-                losses[f'{name}/{key}'] = self.fusion_weight * distance
-        if name in self.taught:
-            source = own[-1] if fused is None else fused
-            losses[f'{name}/loss_self_distillation'] = self.fusion_weight * self._guidance(
-                name, attention[name], source
+            together = joint_attention_map(
+                [attention[common].detach() for common in self.common],
+                [deepest[common].shape[1] for common in self.common],
             )
+            for key, learner, target in (
+                ('loss_fusion', attention[name], attention_map(fused.detach())),
+                ('loss_decoder', attention_map(self.decoder(own)), together),
+            ):
+                losses[f'{name}/{key}'] = self.fusion_weight * attention_distance(learner, target)
+        if name in self.taught:
+            source = own if fused is None else fused
+            losses |= self._self_distillation_losses(name, maps, own, source, self.fusion_weight)
         return losses
 
     def _divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
         """Return the batch mean of the divergence from a teacher's logits."""
         target_probs = (at_least_float32(teacher.detach()) / self.temperature).softmax(dim=1)
-        return soft_target_kl(logits, target_probs, self.temperature).mean()
+        log_probs = soft_log_probs(logits, self.temperature)
+        return mean_kl(log_probs, target_probs, self.temperature**2)
 
-    def _guidance(self, name: str, attention: list[Tensor], source: Tensor) -> Tensor:
-        """Return G(R, F, X): what the neck makes of a map guides the stages' attention."""
-        neck = self.self_distillation[name]
-        training = neck.training
-        neck.eval()
-        with torch.no_grad():
-            targets = [attention_map(level) for level in neck(source.detach())]
-        neck.train(training)
-        return _total(attention, targets)
-
-    def _neck_losses(
-        self, maps: dict[str, tuple[Tensor, ...]], attention: dict[str, list[Tensor]]
+    def _self_distillation_losses(
+        self,
+        name: str,
+        maps: tuple[Tensor, ...],
+        deepest: Tensor,
+        source: Tensor,
+        guidance_weight: float,
     ) -> dict[str, Tensor]:
-        """Return what each self-distillation neck learns from its own network."""
-        losses = {}
-        for name in self.taught:
-            *shallow, deepest = maps[name]
-            rebuilt = self.self_distillation[name](deepest.detach())
-            stages = zip(rebuilt, shallow, attention[name], strict=True)
-            feature, attended = zip(*(rebuilding_distances(*s) for s in stages), strict=True)
-            for term, values in (('feature', feature), ('attention', attended)):
-                losses[f'{name}/loss_neck_{term}'] = self.self_distillation_weight * sum(values)
-        return losses
+        """Return what a student learns from its neck, and the neck from the student.
+
+        Args:
+            name: The student.
+            maps: Its stage maps.
+            deepest: The last of them, from which the neck learns to rebuild the others.
+            source: The map X from which the neck guides them.
+            guidance_weight: Weight of G(R, F, X).
+        """
+        neck = self.self_distillation[name]
+        # First, since guidance comes from the neck's statistics before this step.
+        targets = [attention_map(level) for level in neck.predict(source)]
+        guidance, feature, attended = [], [], []
+        # Stage by stage, while its map is in the cache.
+        stages = zip(maps[:-1], neck(deepest.detach()), targets, strict=True)
+        for level, rebuilt, target in stages:
+            own = attention_map(level)
+            guidance.append(attention_distance(own, target))
+            distances = rebuilding_distances(rebuilt, level, own)
+            feature.append(distances[0])
+            attended.append(distances[1])
+        return {
+            f'{name}/loss_self_distillation': guidance_weight * sum(guidance),
+            f'{name}/loss_neck_feature': self.self_distillation_weight * sum(feature),
+            f'{name}/loss_neck_attention': self.self_distillation_weight * sum(attended),
+        }
 
     def logits_beside(self, maps: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
         """Return the logits of the fusion classifier as ``fusion``; see the base class."""
         if self.fusion is None:
             return {}
         return {'fusion': self.fusion([maps[name][-1] for name in self.common])[1]}
-
-
-def _total(learners: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Return the sum of d over the stages; it detaches the targets."""
-    return sum(attention_distance(x, y) for x, y in zip(learners, targets, strict=True))
 
 
 def _check_roles(students: Mapping, leader: str | None, common: tuple[str, ...]) -> None:

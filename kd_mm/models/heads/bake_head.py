@@ -86,9 +86,10 @@ class BAKEMixin(ScoredHead):
         embedding = self.pre_logits(feats)
         cls_score = self.classifier(embedding)
         losses = self._get_loss(cls_score, data_samples, **kwargs)
-        log_probs = self.bake_loss.log_probs(cls_score)
+        bake_loss = self.bake_loss
+        log_probs = bake_loss.log_probs(cls_score)
         batch = self.gather(embedding, log_probs.detach().exp())
-        losses['loss_bake'] = self.bake_loss(log_probs, batch)
+        losses['loss_bake'] = bake_loss(log_probs, batch)
         if batch.share is not None:
             for name in ('loss', 'loss_bake'):
                 losses[name] = losses[name] * batch.share
