@@ -9,7 +9,6 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import fuse_conv_bn_weights
 
 from kd_mm.registry import MODELS
 
@@ -97,8 +96,10 @@ class SelfDistillationNeck(BaseModule):
         maps = []
         for conv, norm, activation in self.blocks:
             if isinstance(norm, _BatchNorm) and norm.track_running_stats:
-                statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-                weight, bias = fuse_conv_bn_weights(conv.weight, None, *statistics, transpose=True)
+                gain, offset = (norm.weight, norm.bias) if norm.affine else (1, 0)
+                scale = gain * (norm.running_var + norm.eps).rsqrt()
+                weight = conv.weight * scale[:, None, None]
+                bias = offset - norm.running_mean * scale
                 geometry = conv.stride, conv.padding, conv.output_padding
                 x = F.conv_transpose2d(x, weight, bias, *geometry)
             else:
