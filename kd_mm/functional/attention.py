@@ -217,7 +217,7 @@ class _RebuildingDistances(torch.autograd.Function):
         scale = torch.addcmul(feature * x_share, x_attention, through * own)
         scale.addcmul_(y_attention, through * other)
         # Laid out as x: a sum of maps in two layouts would take longer.
-        gradient = torch.mul(y, feature * y_share, out=torch.empty_like(x))
+        gradient = torch.empty_like(x).copy_(y).mul_(feature * y_share)
         return gradient.addcmul_(x, scale), None, None
 
 

@@ -185,10 +185,10 @@ class FFSD(BaseCohort):
         """Return all losses but those of the students' own heads; see the class."""
         common = torch.stack([logits[name].detach() for name in self.common])
         ensemble = at_least_float32(common).mean(dim=0)
-        # The deepest maps as the necks take them, laid out once, and where students look there.
+        attention = {name: [attention_map(m) for m in levels] for name, levels in maps.items()}
+        # What the necks take, laid out for them once.
         deepest = {name: fastest_layout(levels[-1]) for name, levels in maps.items()}
-        attention = {name: attention_map(levels[-1]) for name, levels in maps.items()}
-        losses = self._common_losses(logits, maps, deepest, attention)
+        losses = self._common_losses(logits, deepest, attention)
         fused, teacher = None, ensemble
         if self.fusion is not None:
             fused, teacher = self.fusion([deepest[name].detach() for name in self.common])
@@ -196,17 +196,16 @@ class FFSD(BaseCohort):
             losses['fusion/loss'] = F.cross_entropy(at_least_float32(teacher), labels)
             losses['fusion/loss_ensemble'] = self._divergence(teacher, ensemble)
         if self.leader is not None:
-            losses |= self._leader_losses(
-                logits[self.leader], maps[self.leader], deepest, attention, teacher, fused
-            )
-        return losses
+            losses |= self._leader_losses(logits[self.leader], deepest, attention, teacher, fused)
+        # Last: the necks' statistics change here, and guidance comes from those before. Their
+        # backward pass, then the first, frees what they keep before other gradients need room.
+        return losses | self._neck_losses(maps, deepest, attention)
 
     def _common_losses(
         self,
         logits: dict[str, Tensor],
-        maps: dict[str, tuple[Tensor, ...]],
         deepest: dict[str, Tensor],
-        attention: dict[str, Tensor],
+        attention: dict[str, list[Tensor]],
     ) -> dict[str, Tensor]:
         """Return what the common students learn from each other."""
         divergences = mutual_kl([logits[name] for name in self.common], self.temperature)
@@ -216,7 +215,7 @@ class FFSD(BaseCohort):
         }
         for before, name in pairwise(self.common):
             source = deepest[name]
-            own, others = attention[name], attention[before]
+            own, others = attention[name][-1], attention[before][-1]
             if self.diversity == 'attention':
                 distance = diversity_distance(own, others)
                 source = diverse_feature_map(deepest[before], others)
@@ -225,17 +224,16 @@ class FFSD(BaseCohort):
             if self.diversity is not None:
                 losses[f'{name}/loss_diversity'] = self.diversity_weight * distance
             if name in self.taught:
-                losses |= self._self_distillation_losses(
-                    name, maps[name], deepest[name], source, self.diversity_weight
+                losses[f'{name}/loss_self_distillation'] = self.diversity_weight * self._guidance(
+                    name, attention[name], source
                 )
         return losses
 
     def _leader_losses(
         self,
         logits: Tensor,
-        maps: tuple[Tensor, ...],
         deepest: dict[str, Tensor],
-        attention: dict[str, Tensor],
+        attention: dict[str, list[Tensor]],
         teacher: Tensor,
         fused: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -244,17 +242,18 @@ class FFSD(BaseCohort):
         losses = {f'{name}/loss_kd': self._divergence(logits, teacher)}
         if fused is not None:
             together = joint_attention_map(
-                [attention[common].detach() for common in self.common],
+                [attention[common][-1].detach() for common in self.common],
                 [deepest[common].shape[1] for common in self.common],
             )
             for key, learner, target in (
-                ('loss_fusion', attention[name], attention_map(fused.detach())),
+                ('loss_fusion', attention[name][-1], attention_map(fused.detach())),
                 ('loss_decoder', attention_map(self.decoder(own)), together),
             ):
                 losses[f'{name}/{key}'] = self.fusion_weight * attention_distance(learner, target)
         if name in self.taught:
-            source = own if fused is None else fused
-            losses |= self._self_distillation_losses(name, maps, own, source, self.fusion_weight)
+            losses[f'{name}/loss_self_distillation'] = self.fusion_weight * self._guidance(
+                name, attention[name], own if fused is None else fused
+            )
         return losses
 
     def _divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
@@ -263,40 +262,27 @@ class FFSD(BaseCohort):
         log_probs = soft_log_probs(logits, self.temperature)
         return mean_kl(log_probs, target_probs, self.temperature**2)
 
-    def _self_distillation_losses(
-        self,
-        name: str,
-        maps: tuple[Tensor, ...],
-        deepest: Tensor,
-        source: Tensor,
-        guidance_weight: float,
-    ) -> dict[str, Tensor]:
-        """Return what a student learns from its neck, and the neck from the student.
+    def _guidance(self, name: str, attention: list[Tensor], source: Tensor) -> Tensor:
+        """Return G(R, F, X): what the neck makes of a map guides the stages' attention."""
+        targets = self.self_distillation[name].predict(source)
+        stages = zip(attention[:-1], targets, strict=True)
+        return sum(attention_distance(own, attention_map(target)) for own, target in stages)
 
-        Args:
-            name: The student.
-            maps: Its stage maps.
-            deepest: The last of them, from which the neck learns to rebuild the others.
-            source: The map X from which the neck guides them.
-            guidance_weight: Weight of G(R, F, X).
-        """
-        neck = self.self_distillation[name]
-        # First, since guidance comes from the neck's statistics before this step.
-        targets = [attention_map(level) for level in neck.predict(source)]
-        guidance, feature, attended = [], [], []
-        # Stage by stage, while its map is in the cache.
-        stages = zip(maps[:-1], neck(deepest.detach()), targets, strict=True)
-        for level, rebuilt, target in stages:
-            own = attention_map(level)
-            guidance.append(attention_distance(own, target))
-            distances = rebuilding_distances(rebuilt, level, own)
-            feature.append(distances[0])
-            attended.append(distances[1])
-        return {
-            f'{name}/loss_self_distillation': guidance_weight * sum(guidance),
-            f'{name}/loss_neck_feature': self.self_distillation_weight * sum(feature),
-            f'{name}/loss_neck_attention': self.self_distillation_weight * sum(attended),
-        }
+    def _neck_losses(
+        self,
+        maps: dict[str, tuple[Tensor, ...]],
+        deepest: dict[str, Tensor],
+        attention: dict[str, list[Tensor]],
+    ) -> dict[str, Tensor]:
+        """Return what each self-distillation neck learns from its own network."""
+        losses = {}
+        for name in self.taught:
+            rebuilt = self.self_distillation[name](deepest[name].detach())
+            stages = zip(rebuilt, maps[name][:-1], attention[name][:-1], strict=True)
+            feature, attended = zip(*(rebuilding_distances(*s) for s in stages), strict=True)
+            for term, values in (('feature', feature), ('attention', attended)):
+                losses[f'{name}/loss_neck_{term}'] = self.self_distillation_weight * sum(values)
+        return losses
 
     def logits_beside(self, maps: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
         """Return the logits of the fusion classifier as ``fusion``; see the base class."""
