@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as torch_dist
 import torch.nn.functional as F
-from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size, is_distributed
+from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
 from kd_mm.functional.divergence import at_least_float32
@@ -98,7 +98,7 @@ class BatchGatherer:
         """
         features, probs = features.detach(), probs.detach()
         num_images = len(features)
-        if self.mode == 'local' or not is_distributed() or get_world_size() == 1:
+        if self.mode == 'local' or get_world_size() == 1:
             return GlobalBatch(features, probs, None, None, None)
 
         group = _consecutive_ranks(self.group_size) if self.mode == 'group' else None
