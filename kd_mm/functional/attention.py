@@ -213,9 +213,9 @@ class _RebuildingDistances(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, feature: Tensor, attention: Tensor) -> tuple:
         x, y, x_share, y_share, x_attention, y_attention, own, other = ctx.saved_tensors
-        through = 2 * attention / x.shape[1]  # from the attention to the map
-        scale = torch.addcmul(feature * x_share, x_attention, through * own)
-        scale.addcmul_(y_attention, through * other)
+        # Not by addcmul, of which torch.compile makes slower code.
+        through = x_attention * own + y_attention * other
+        scale = feature * x_share + (2 * attention / x.shape[1]) * through
         # Laid out as x: a sum of maps in two layouts would take longer.
         gradient = torch.empty_like(x).copy_(y).mul_(feature * y_share)
         return gradient.addcmul_(x, scale), None, None
