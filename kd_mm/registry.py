@@ -1,19 +1,16 @@
-"""kd_mm's registries: children of MMEngine's root registries under the scope ``kd_mm``.
+"""kd_mm's registries, beside mmpretrain's under MMEngine's roots, with the scope ``kd_mm``.
 
 A type written ``kd_mm.X`` in any config is found without an import of kd_mm: MMEngine imports
 ``kd_mm.registry`` by the scope's name, and each registry imports its ``locations`` at its first
 look-up.
+
+MMEngine marks what a config takes from a base ``kd_mm::`` with that scope, mmpretrain's types in
+``_base_.train_pipeline``, too. Hence each registry knows what mmpretrain's does.
 """
 
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
+from mmpretrain import registry as mmpretrain_registry
 
 __all__ = [
     'DATASETS',
@@ -28,25 +25,34 @@ __all__ = [
 
 SCOPE = 'kd_mm'
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['kd_mm.models'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['kd_mm.datasets'])
-DATA_SAMPLERS = Registry(
-    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope=SCOPE, locations=['kd_mm.datasets']
-)
+
+class _ExtendingRegistry(Registry):
+    """A registry that extends one of mmpretrain's, and is found by its scope beside it."""
+
+    def __init__(self, base: Registry, location: str = SCOPE) -> None:
+        super().__init__(base.name, parent=base.parent, scope=SCOPE, locations=[location])
+        self.parent = base  # where a look-up goes on
+
+    def import_from_location(self) -> None:
+        """Import what registers types, here and in the registry that is extended."""
+        super().import_from_location()
+        self.parent.import_from_location()
+
+
+MODELS = _ExtendingRegistry(mmpretrain_registry.MODELS, 'kd_mm.models')
+DATASETS = _ExtendingRegistry(mmpretrain_registry.DATASETS, 'kd_mm.datasets')
+DATA_SAMPLERS = _ExtendingRegistry(mmpretrain_registry.DATA_SAMPLERS, 'kd_mm.datasets')
 FUNCTIONS = Registry(
     'function', parent=MMENGINE_FUNCTIONS, scope=SCOPE, locations=['kd_mm.datasets']
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['kd_mm.engine'])
-OPTIM_WRAPPERS = Registry(
-    'optimizer wrapper',
-    parent=MMENGINE_OPTIM_WRAPPERS,
-    scope=SCOPE,
-    locations=['kd_mm.engine'],
+HOOKS = _ExtendingRegistry(mmpretrain_registry.HOOKS, 'kd_mm.engine')
+OPTIM_WRAPPERS = _ExtendingRegistry(mmpretrain_registry.OPTIM_WRAPPERS, 'kd_mm.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _ExtendingRegistry(
+    mmpretrain_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'kd_mm.engine'
 )
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope=SCOPE,
-    locations=['kd_mm.engine'],
-)
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['kd_mm.evaluation'])
+METRICS = _ExtendingRegistry(mmpretrain_registry.METRICS, 'kd_mm.evaluation')
+
+# Nothing is ours in mmpretrain's others: transforms, optimizers, visualizers, ...
+for _registry in [r for r in vars(mmpretrain_registry).values() if isinstance(r, Registry)]:
+    if _registry.parent is not None and SCOPE not in _registry.parent.children:
+        _ExtendingRegistry(_registry)

@@ -15,7 +15,10 @@ model = dict(
 )
 data_preprocessor = dict(num_classes=4)
 dataset = dict(data_root={data_root!r}, metainfo=dict(classes=['a', 'b', 'c', 'd']))
-train_dataloader = dict(batch_size=8, num_workers=0, dataset=dataset)
+# A variable of the base comes with the scope of its package, also around types of mmpretrain.
+train_dataloader = dict(
+    batch_size=8, num_workers=0, dataset=dict(**dataset, pipeline=_base_.train_pipeline)
+)
 val_dataloader = dict(batch_size=8, num_workers=0, dataset=dataset)
 test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1, 3))
@@ -69,9 +72,9 @@ def test_inherited_config_trains_and_its_dump_runs_in_mmpretrain(
     assert accuracies(output)[1] > 0
 
 
-# MMEngine stamps the scope of `kd_mm::` on every typed dict that has none. Under that scope, types
-# without a prefix are looked for in kd_mm and not in mmpretrain. Variables such as train_pipeline
-# are copies that nothing builds.
+# MMEngine stamps the scope of `kd_mm::` on every typed dict that has none. What is built by
+# inheritance alone needs no kd_mm for mmpretrain's types. Variables such as train_pipeline are
+# copies that nothing builds.
 FIND_STRAYS = """
 import sys
 from pathlib import Path

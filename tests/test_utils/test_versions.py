@@ -209,6 +209,27 @@ def test_scope_alone_finds_our_registry():
     assert done.stdout.split()[-2:] == ['kd_mm.models.heads.bake_head', 'True'], done.stderr
 
 
+def test_mmpretrains_types_are_found_under_our_scope():
+    names = {
+        'TRANSFORMS': 'RandomResizedCrop',
+        'MODELS': 'LinearClsHead',
+        'DATASETS': 'CIFAR100',
+        'DATA_SAMPLERS': 'RepeatAugSampler',
+        'HOOKS': 'PreciseBNHook',
+        'METRICS': 'SingleLabelMetric',
+        'OPTIMIZERS': 'Lamb',
+        'VISUALIZERS': 'UniversalVisualizer',
+    }
+    # In a process of its own, where nobody imported mmpretrain's modules before.
+    done = run_python(
+        'from mmengine import registry\n'
+        f'for root, name in {names}.items():\n'
+        '    with getattr(registry, root).switch_scope_and_registry("kd_mm") as found:\n'
+        '        print(found.get(name).__module__.split(".")[0], found.get("kd_mm.None"))'
+    )
+    assert done.stdout.splitlines()[-8:] == ['mmpretrain None'] * 8, done.stderr
+
+
 def test_register_all_modules_leaves_mmpretrain_the_default_scope():
     done = run_python(
         'from kd_mm.utils import register_all_modules\n'
