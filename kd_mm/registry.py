@@ -29,7 +29,7 @@ SCOPE = 'kd_mm'
 class _ExtendingRegistry(Registry):
     """A registry that extends one of mmpretrain's, and is found by its scope beside it."""
 
-    def __init__(self, base: Registry, location: str = SCOPE) -> None:
+    def __init__(self, base: Registry, location: str) -> None:
         super().__init__(base.name, parent=base.parent, scope=SCOPE, locations=[location])
         self.parent = base  # where a look-up goes on
 
@@ -53,6 +53,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = _ExtendingRegistry(
 METRICS = _ExtendingRegistry(mmpretrain_registry.METRICS, 'kd_mm.evaluation')
 
 # Nothing is ours in mmpretrain's others: transforms, optimizers, visualizers, ...
-for _registry in [r for r in vars(mmpretrain_registry).values() if isinstance(r, Registry)]:
-    if _registry.parent is not None and SCOPE not in _registry.parent.children:
-        _ExtendingRegistry(_registry)
+# With no location at all MMEngine would import every module of ours.
+for _registry in vars(mmpretrain_registry).values():
+    _nested = isinstance(_registry, Registry) and _registry.parent is not None
+    if _nested and SCOPE not in _registry.parent.children:
+        _ExtendingRegistry(_registry, 'kd_mm')
