@@ -78,6 +78,8 @@ def environment_with(target, *pip_arguments):
     python = Path(target, *(('Scripts', 'python.exe') if os.name == 'nt' else ('bin', 'python')))
     site = run_clean([python, '-c', 'import sysconfig as s; print(s.get_path("purelib"))'], target)
     shared = [path for path in sys.path if path.endswith(('site-packages', 'dist-packages'))]
+    # As where setuptools is installed: MMEngine imports distutils, which Python 3.12 has no more.
+    shared.append('import _distutils_hack; _distutils_hack.add_shim()')
     Path(site.strip(), 'shared.pth').write_text('\n'.join(shared) + '\n')
     pip_install(python, *pip_arguments)
     return python

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.evidence import reproduction
-from kd_mm.utils.failures import exit_code, explain, sigterm_as_interrupt
-from kd_mm.utils.preflight import USER_ERRORS, check_work_dir
+from kd_mm.utils.failures import plain_errors, sigterm_as_interrupt
+from kd_mm.utils.preflight import check_folder
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -72,11 +72,12 @@ def main() -> None:
     args = parse_args()
     work_dir = Path(args.work_dir or f'work_dirs/reproduce/{args.table}')
     settings = reproduction.Settings(args.epochs, args.subset, args.data)
-    try:
+    with plain_errors('; the same command goes on with it'):
         if args.seeds < 1:
             raise ValueError(f'--seeds must be at least 1, but got {args.seeds}')
-        for folder in (work_dir, args.out or work_dir):
-            check_work_dir(folder)
+        check_folder(work_dir)
+        if args.out is not None:
+            check_folder(args.out, 'the folder of the table', '--out')
         if args.data is not None and Path(args.data).is_file():
             raise NotADirectoryError(f'--data must be a folder, but {args.data} is a file')
         rows = reproduction.load_table(args.table, REPO / 'configs')
@@ -88,11 +89,6 @@ def main() -> None:
             if row in chosen or reproduction.is_done(row, seed, work_dir)
         ]
         failed = train(runs, args.jobs)
-    except USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt as error:
-        print(f'error: {explain(error)}; the same command goes on with it', file=sys.stderr)
-        sys.exit(exit_code(error))
     results = [run.result for run in runs if run.result is not None]
     if failed and not results:
         sys.exit(f'error: {tell(failed)}')

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import CheckpointGuardHook
-from kd_mm.utils import launch, preflight
+from kd_mm.utils import failures, launch, preflight
 from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
 from kd_mm.utils.configs import read_config
 
@@ -110,20 +110,22 @@ class Tester(Runner):
 
 
 def test(args: argparse.Namespace) -> None:
-    try:
+    with failures.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
         if launch.is_first_process():
+            for flag, path in (('--out', args.out), ('--show-dir', args.show_dir)):
+                if path is not None:
+                    preflight.check_folder(Path(path).parent, f'the folder of {flag}', flag)
             preflight.check_config(cfg, ('test_dataloader',))
-    except preflight.USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    launch.use_gloo_without_gpu(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Tester.from_cfg(cfg)
-    runner.register_hook(CheckpointGuardHook())
-    if args.out and args.out_item != 'metrics':
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = runner.test()
-    if args.out and args.out_item == 'metrics':
-        mmengine.dump(metrics, args.out)
+    with failures.one_sentence():
+        launch.use_gloo_without_gpu(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Tester.from_cfg(cfg)
+        runner.register_hook(CheckpointGuardHook())
+        if args.out and args.out_item != 'metrics':
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        metrics = runner.test()
+        if args.out and args.out_item == 'metrics':
+            mmengine.dump(metrics, args.out)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
@@ -18,6 +19,7 @@ from kd_mm.engine.hooks import (
 from kd_mm.utils import failures, launch, preflight
 from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
 from kd_mm.utils.configs import read_config
+from kd_mm.utils.locks import lock_work_dir
 
 # What each run has, also that of a recipe of others.
 HOOKS = (CheckpointGuardHook, CompileHook, LossGuardHook, SafeCheckpointHook, SeedHook)
@@ -82,13 +84,13 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 
 def train(args: argparse.Namespace) -> None:
-    try:
+    lock = nullcontext()
+    with failures.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
         if launch.is_first_process():
             preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
-    except preflight.USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    with failures.one_sentence(cfg.work_dir):
+            lock = lock_work_dir(cfg.work_dir)
+    with lock, failures.one_sentence(cfg.work_dir):
         launch.use_gloo_without_gpu(cfg)
         launch.hold_freed_memory()
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -39,7 +39,7 @@ from kd_mm.utils.checkpoint import bare_model, load_checkpoint
 from kd_mm.utils.preflight import (
     USER_ERRORS,
     check_config,
-    check_work_dir,
+    check_folder,
     find_type,
     listed,
     options,
@@ -413,9 +413,7 @@ class Rehearsal:
         saves = (runner.max_epochs if saver.by_epoch else runner.max_iters) // saver.interval
         kept = saves if saver.max_keep_ckpts < 0 else min(saves, saver.max_keep_ckpts)
         kept = max(kept, 1) + bool(saver.save_best)
-        above = check_work_dir(
-            saver.out_dir if saver.out_dir != self.folder else self.cfg.work_dir
-        )
+        above = check_folder(saver.out_dir if saver.out_dir != self.folder else self.cfg.work_dir)
         free = shutil.disk_usage(above).free
         said = f'{kept} checkpoints of {size(each)}; {above} has {size(free)} free'
         if free < (min(kept, FEW) + 1) * each:

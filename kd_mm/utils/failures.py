@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from mmengine.logging import MMLogger
 
+from kd_mm.utils.configs import USER_ERRORS
 from kd_mm.utils.launch import is_first_process
 from kd_mm.utils.resume import find_checkpoint
 
@@ -96,7 +97,37 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def one_sentence(work_dir: str) -> Iterator[None]:
+def plain_errors(way_on: str = '') -> Iterator[None]:
+    """End a tool in one line where the user can mend what went wrong, or has stopped it.
+
+    Args:
+        way_on: What to do after Ctrl-C, for the message.
+
+    Raises:
+        SystemExit: With 130 after Ctrl-C, 141 where nobody reads the output any more
+            (``| head``), else 1. Mistakes of the program pass with their traceback.
+
+    Examples:
+        >>> with plain_errors():
+        ...     raise ValueError('omega must lie in [0, 1), but got 2')
+        Traceback (most recent call last):
+        SystemExit: error: omega must lie in [0, 1), but got 2
+    """
+    try:
+        yield
+        sys.stdout.flush()  # else Python meets a closed pipe at its very end
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except USER_ERRORS as error:
+        raise SystemExit(f'error: {error}') from None
+    except KeyboardInterrupt as error:
+        print(f'error: {explain(error)}{way_on}', file=sys.stderr)
+        raise SystemExit(exit_code(error)) from None
+
+
+@contextmanager
+def one_sentence(work_dir: str | None = None) -> Iterator[None]:
     """Turn what ends a run into one sentence on the console and an exit code.
 
     The traceback goes to the log file. What :func:`explain` does not know passes unchanged.
@@ -104,7 +135,7 @@ def one_sentence(work_dir: str) -> Iterator[None]:
     meaning, since their launcher sends it to those whose peer has failed.
 
     Args:
-        work_dir: Where the run keeps its checkpoints.
+        work_dir: Where a training keeps its checkpoints, to say how it goes on.
 
     Raises:
         SystemExit: With 130 after Ctrl-C, 143 after SIGTERM, else 1.
@@ -122,7 +153,8 @@ def one_sentence(work_dir: str) -> Iterator[None]:
             # All ranks meet the first two; anything else, the rank to which it happens.
             everywhere = isinstance(error, (FloatingPointError, KeyboardInterrupt))
             if is_first_process() or not everywhere:
-                print(f'error: {sentence}. {_way_on(work_dir)}', file=sys.stderr)
+                way_on = '' if work_dir is None else f' {_way_on(work_dir)}'
+                print(f'error: {sentence}.{way_on}', file=sys.stderr)
             for number, handler in late.items():
                 signal.signal(number, handler)
             raise SystemExit(exit_code(error)) from None

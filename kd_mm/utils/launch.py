@@ -55,6 +55,21 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least_one(text: str) -> int:
+    """Read a flag that counts something, as the ``type`` of an argument.
+
+    Examples:
+        >>> at_least_one('2')
+        2
+        >>> at_least_one('0')
+        Traceback (most recent call last):
+        argparse.ArgumentTypeError: must be a whole number of at least 1, but got 0
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, but got {text}')
+    return int(text)
+
+
 def add_step_arguments(parser: argparse.ArgumentParser, steps: int, warmup: int) -> None:
     """Add the flags of a tool that measures training steps.
 

@@ -107,7 +107,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
         )
     check_parts(cfg)
     if cfg.get('work_dir') is not None:
-        check_work_dir(cfg.work_dir)
+        check_folder(cfg.work_dir)
     path = cfg.get('load_from')
     if cfg.get('resume') and path is None:
         path, _ = find_checkpoint(cfg.work_dir)
@@ -448,11 +448,13 @@ def check_parts(cfg: Config) -> None:
         )
 
 
-def check_work_dir(work_dir: str) -> Path:
-    """Check that a run can write its files.
+def check_folder(folder: str | Path, name: str = 'the work dir', flag: str = '--work-dir') -> Path:
+    """Check that files can be written into a folder.
 
     Args:
-        work_dir: A folder that may not exist yet.
+        folder: A folder that may not exist yet.
+        name: What it is, for the message.
+        flag: What sets it, for the message.
 
     Returns:
         The folder, or the one above it that exists.
@@ -460,16 +462,16 @@ def check_work_dir(work_dir: str) -> Path:
     Raises:
         OSError: If it cannot be made or written to.
     """
-    above = Path(work_dir).absolute()
+    above = Path(folder).absolute()
     while not above.exists():
         above = above.parent
     if not above.is_dir():
         raise NotADirectoryError(
-            f'the work dir must be a folder, but {above} is a file; choose another --work-dir'
+            f'{name} must be a folder, but {above} is a file; choose another {flag}'
         )
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(
-            f'the work dir must be writable, but {above} is not; choose another --work-dir'
+            f'{name} must be writable, but {above} is not; choose another {flag}'
         )
     return above
 
@@ -568,6 +570,8 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
         )
 
     fix = 'look at its options, its data_root, and the lines of its ann_file'
+    if loader.dataset.get('type') in ('ImageNet', 'mmpretrain.ImageNet'):
+        fix += "; a folder with other classes than ImageNet's is a CustomDataset"
     with explained(f'{name}.dataset cannot be read', fix):
         dataset = DATASETS.build(loader.dataset)
         size = len(dataset)

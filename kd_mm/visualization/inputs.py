@@ -1,7 +1,6 @@
 """What pictures are made of: a model with its weights, images, and batches of training."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,7 +21,8 @@ from torch import nn
 from kd_mm.models.algorithms import BaseCohort
 from kd_mm.utils import dry_run, preflight
 from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint, safe_files
-from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained
+from kd_mm.utils.configs import OptionsAction, explained
+from kd_mm.utils.failures import plain_errors
 from kd_mm.utils.launch import add_trust_argument
 from kd_mm.utils.randomness import seed_generators
 
@@ -113,14 +113,12 @@ def user_errors(args: argparse.Namespace) -> Iterator[None]:
     Args:
         args: Parsed flags.
     """
-    try:
+    with plain_errors():
         path = getattr(args, 'save_path', None)
         if path is not None and (path.suffix not in FORMATS or path.is_dir()):
             raise ValueError(f'--save-path must be a file in {", ".join(FORMATS)}, but got {path}')
         with safe_files(getattr(args, 'trust_checkpoint', False)):
             yield
-    except USER_ERRORS as error:
-        sys.exit(f'error: {error}')
 
 
 def check_number(name: str, value: int) -> None:

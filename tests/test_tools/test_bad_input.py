@@ -1195,6 +1195,24 @@ COMMANDS = [
         'auto_scale_lr = None',
     ),
     row('out-ending', 'test plain.py plain.pth --out a.txt', r'end in \.pkl, .*, but got a\.txt'),
+    row(
+        'out-folder',
+        'test plain.py plain.pth --out plain.py/a.pkl',
+        r'the folder of --out must be a folder, but .*/plain\.py is a file',
+    ),
+    row(
+        'show-folder',
+        'test plain.py plain.pth --show-dir plain.py/pictures',
+        r'the folder of --show-dir must be a folder, but .*/plain\.py is a file',
+    ),
+    row(
+        'classes-of-others',
+        'train row.py',
+        r"subfolders \(4\) doesn't match .* \(1000\).*; a folder with other classes than "
+        "ImageNet's is a CustomDataset",
+        'images',
+        "train_dataloader = dict(dataset=dict(split='', data_prefix='train'))",
+    ),
     row('out-item', 'test plain.py plain.pth --out-item metrics', '--out-item needs --out'),
     row('show-dir', 'test plain.py plain.pth --show-dir file', 'a folder, but file is a file'),
     row(
@@ -1289,7 +1307,7 @@ COMMANDS = [
                 '--seeds 1 --work-dir file',
                 '/file is a file; choose another --work-dir',
             ),
-            ('table-file', '--seeds 1 --out file', '/file is a file; choose another --work-dir'),
+            ('table-file', '--seeds 1 --out file', '/file is a file; choose another --out'),
             ('data-file', '--seeds 1 --data file', '--data must be a folder, but file is a file'),
         )
     ),

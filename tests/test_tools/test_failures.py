@@ -1,10 +1,13 @@
 """What ends a run says so in one sentence, and the run goes on with --resume."""
 
 import errno
+import fcntl
 import importlib.util
 import os
+import platform
 import signal
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,8 @@ from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 
 from kd_mm.utils import failures
+from kd_mm.utils.locks import lock_work_dir
+from tests import forked
 from tests.conftest import REPO
 
 BREAKS_IN_EPOCH = 2
@@ -260,3 +265,69 @@ def test_what_is_not_known_keeps_its_traceback(config, tmp_path, monkeypatch):
     )
     with pytest.raises(KeyError, match='a mistake'):
         main_of('train')()
+
+
+def hold(work_dir, locked, seconds=60):
+    """Train in a work dir, as far as others can tell."""
+    with lock_work_dir(work_dir):
+        locked.set()
+        time.sleep(seconds)
+
+
+def test_a_work_dir_takes_one_training_at_a_time(config, tmp_path, monkeypatch):
+    work_dir, context = tmp_path / 'work', forked.server()
+    locked = context.Event()
+    other = context.Process(target=hold, args=(work_dir, locked))
+    other.start()
+    assert locked.wait(60)
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(config), '--work-dir', str(work_dir)])
+    with pytest.raises(SystemExit) as caught:
+        main_of('train')()
+    assert caught.value.code == (
+        f'error: another training runs in {work_dir} (process {other.pid} on {platform.node()}); '
+        'wait for its end, stop it, or choose another --work-dir'
+    )
+    assert [path.name for path in work_dir.iterdir()] == ['.lock']
+
+    other.kill()
+    other.join()
+    main_of('train')()
+    assert (work_dir / 'epoch_3.pth').exists()
+
+
+def test_a_lock_is_not_needed_where_there_is_none(tmp_path, monkeypatch):
+    def unknown(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'lockf', unknown)
+    lock_work_dir(tmp_path).close()
+    assert (tmp_path / '.lock').read_text() == f'process {os.getpid()} on {platform.node()}'
+
+
+def test_a_stopped_tool_says_so_and_how_to_go_on(capsys):
+    with pytest.raises(SystemExit) as caught, failures.plain_errors('; go on'):
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == 'error: the run was stopped by Ctrl-C; go on\n'
+    with pytest.raises(KeyError), failures.plain_errors():
+        raise KeyError('a mistake')
+
+
+def print_to_nobody(log, num_lines):
+    forked.begin(log)
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(reader)
+    with failures.plain_errors():
+        for _ in range(num_lines):
+            print('a line')
+
+
+@pytest.mark.parametrize('num_lines', [1, 100_000])  # within the buffer, and beyond it
+def test_a_tool_whose_output_nobody_reads_ends_quietly(num_lines, tmp_path):
+    log = tmp_path / 'log.txt'
+    process = forked.server().Process(target=print_to_nobody, args=(log, num_lines))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGPIPE
+    assert log.read_text() == ''

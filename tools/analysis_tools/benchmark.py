@@ -18,7 +18,8 @@ from kd_mm.evidence import step_costs
 from kd_mm.export import student_names
 from kd_mm.utils import launch
 from kd_mm.utils.benchmark import compare_steps, to_markdown, undistilled
-from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained, read_config
+from kd_mm.utils.configs import OptionsAction, explained, read_config
+from kd_mm.utils.failures import plain_errors
 from kd_mm.utils.preflight import check_types
 
 
@@ -86,29 +87,27 @@ def main():
     launch.prepare_steps(args)
     recipe = '/'.join(Path(args.config).with_suffix('').parts[-2:])
     page = Path(f'{args.save}.md')
-    try:
+    with plain_errors():
         if args.save:
             switched = bool(args.cfg_options and args.against)
             step_costs.check_place(page.read_text(), recipe, switched)
         report = measure(args)
-    except USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    if args.cfg_options:
-        options = ', '.join(f'{key}={value}' for key, value in args.cfg_options.items())
-        report['config']['name'] += f' with {options}'
-    report['command'] = shlex.join(['python', *sys.argv])
-    report |= {'recipe': recipe, 'options': args.cfg_options, 'undistilled': not args.against}
-    table = to_markdown(report)
-    print(table)
-    if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(report, file, indent=1)
-    if args.markdown:
-        with open(args.markdown, 'w', encoding='utf-8') as file:
-            file.write(table)
-    if args.save:
-        step_costs.save(report, Path(args.save))
-        page.write_text(step_costs.fill(page.read_text(), step_costs.read(Path(args.save))))
+        if args.cfg_options:
+            options = ', '.join(f'{key}={value}' for key, value in args.cfg_options.items())
+            report['config']['name'] += f' with {options}'
+        report['command'] = shlex.join(['python', *sys.argv])
+        report |= {'recipe': recipe, 'options': args.cfg_options, 'undistilled': not args.against}
+        table = to_markdown(report)
+        print(table)
+        if args.json:
+            with open(args.json, 'w', encoding='utf-8') as file:
+                json.dump(report, file, indent=1)
+        if args.markdown:
+            with open(args.markdown, 'w', encoding='utf-8') as file:
+                file.write(table)
+        if args.save:
+            step_costs.save(report, Path(args.save))
+            page.write_text(step_costs.fill(page.read_text(), step_costs.read(Path(args.save))))
 
 
 if __name__ == '__main__':

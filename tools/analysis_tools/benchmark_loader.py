@@ -7,8 +7,9 @@ import argparse
 import shlex
 import sys
 
-from mmengine.config import Config
-
+from kd_mm.utils.configs import read_config
+from kd_mm.utils.failures import plain_errors
+from kd_mm.utils.launch import at_least_one
 from kd_mm.utils.loader_benchmark import compare_loaders, to_markdown
 
 
@@ -16,20 +17,21 @@ def parse_args():
     parser = argparse.ArgumentParser(description='Images per second of training loaders')
     parser.add_argument('configs', nargs='+', help='config files; all are compared with the first')
     parser.add_argument('--data', metavar='DIR', help="folder of the data (configs')")
-    parser.add_argument('--batch-size', type=int, help="images in a batch (configs')")
-    parser.add_argument('--batches', type=int, default=50, help='batches in a round (50)')
-    parser.add_argument('--rounds', type=int, default=7, help='rounds, by turns (7)')
+    parser.add_argument('--batch-size', type=at_least_one, help="images in a batch (configs')")
+    parser.add_argument('--batches', type=at_least_one, default=50, help='batches in a round (50)')
+    parser.add_argument('--rounds', type=at_least_one, default=7, help='rounds, by turns (7)')
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    configs = [Config.fromfile(path) for path in args.configs]
-    if args.batch_size:
-        for config in configs:
-            config.train_dataloader.batch_size = args.batch_size
-    report = compare_loaders(configs, args.data, args.batches, args.rounds)
-    print(to_markdown({**report, 'command': shlex.join(['python', *sys.argv])}))
+    with plain_errors():
+        configs = [read_config(path) for path in args.configs]
+        if args.batch_size:
+            for config in configs:
+                config.train_dataloader.batch_size = args.batch_size
+        report = compare_loaders(configs, args.data, args.batches, args.rounds)
+        print(to_markdown({**report, 'command': shlex.join(['python', *sys.argv])}))
 
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@ The figures in docs/scaling.md come from this script.
 
 import argparse
 
+from kd_mm.utils.failures import plain_errors
+from kd_mm.utils.launch import at_least_one
 from kd_mm.utils.scaling import (
     SAMPLER_HEAD,
     ensembling_table,
@@ -18,33 +20,44 @@ from kd_mm.utils.scaling import (
 
 def parse_args():
     parser = argparse.ArgumentParser(description='Cost by number of ranks or of images')
-    parser.add_argument('--ranks', type=int, nargs='*', default=[], help='numbers of ranks')
-    parser.add_argument('--images', type=int, default=128, help='images of a rank (128)')
-    parser.add_argument('--features', type=int, default=768, help='length of an embedding (768)')
-    parser.add_argument('--classes', type=int, default=1000, help='number of classes (1000)')
-    parser.add_argument('--rounds', type=int, default=5, help='timed rounds of each (5)')
+    parser.add_argument(
+        '--ranks', type=at_least_one, nargs='*', default=[], help='numbers of ranks'
+    )
+    parser.add_argument('--images', type=at_least_one, default=128, help='images of a rank (128)')
+    parser.add_argument(
+        '--features', type=at_least_one, default=768, help='length of an embedding (768)'
+    )
+    parser.add_argument(
+        '--classes', type=at_least_one, default=1000, help='number of classes (1000)'
+    )
+    parser.add_argument('--rounds', type=at_least_one, default=5, help='timed rounds of each (5)')
     parser.add_argument('--step-ms', type=float, help="a rank's plain step on the same core")
     parser.add_argument(
-        '--inverse', type=int, metavar='IMAGES', help='compare with an explicit inverse'
+        '--inverse', type=at_least_one, metavar='IMAGES', help='compare with an explicit inverse'
     )
-    parser.add_argument('--labels', type=int, nargs='*', default=[], help='numbers of labels')
-    parser.add_argument('--num-instances', type=int, default=2, help='images of a group (2)')
+    parser.add_argument(
+        '--labels', type=at_least_one, nargs='*', default=[], help='numbers of labels'
+    )
+    parser.add_argument(
+        '--num-instances', type=at_least_one, default=2, help='images of a group (2)'
+    )
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    if args.ranks:
-        rows = measure_ensembling(
-            args.ranks, args.images, args.features, args.classes, args.rounds
-        )
-        print(ensembling_table(rows, args.step_ms))
-    if args.inverse:
-        print(inverse_table(measure_inverse(args.inverse, args.features, args.classes)))
-    if args.labels:
-        print(SAMPLER_HEAD)
-        for row in measure_sampler(args.labels, args.classes, args.num_instances):
-            print(sampler_line(row), flush=True)
+    with plain_errors():
+        if args.ranks:
+            rows = measure_ensembling(
+                args.ranks, args.images, args.features, args.classes, args.rounds
+            )
+            print(ensembling_table(rows, args.step_ms))
+        if args.inverse:
+            print(inverse_table(measure_inverse(args.inverse, args.features, args.classes)))
+        if args.labels:
+            print(SAMPLER_HEAD)
+            for row in measure_sampler(args.labels, args.classes, args.num_instances):
+                print(sampler_line(row), flush=True)
 
 
 if __name__ == '__main__':

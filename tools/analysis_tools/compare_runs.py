@@ -1,7 +1,6 @@
 """Put runs side by side on one HTML page: gains over vanilla, curves, cost, calibration."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
@@ -9,7 +8,7 @@ from kd_mm.evidence.comparison import read_recipes
 from kd_mm.evidence.predictions import last_checkpoint, predict, read_predictions
 from kd_mm.evidence.report import write_report
 from kd_mm.evidence.reproduction import vanilla_recipes
-from kd_mm.utils.preflight import USER_ERRORS
+from kd_mm.utils.failures import plain_errors
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -39,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with plain_errors():
         recipes = read_recipes(args.work_dirs, args.vanilla, vanilla_recipes(REPO / 'configs'))
         predictions = {}
         for run in (run for recipe in recipes for run in recipe.runs.values()):
@@ -50,9 +49,7 @@ def main() -> None:
             if found is not None:
                 predictions[run.work_dir] = found
         write_report(recipes, predictions, Path(args.out))
-    except USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    print('wrote', args.out)
+        print('wrote', args.out)
 
 
 if __name__ == '__main__':

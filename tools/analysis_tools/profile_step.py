@@ -11,7 +11,8 @@ import sys
 from mmengine.registry import init_default_scope
 
 from kd_mm.utils import launch
-from kd_mm.utils.configs import USER_ERRORS, OptionsAction, explained, read_config
+from kd_mm.utils.configs import OptionsAction, explained, read_config
+from kd_mm.utils.failures import plain_errors
 from kd_mm.utils.preflight import check_types
 from kd_mm.utils.step_profile import profile_step, to_markdown
 
@@ -43,15 +44,13 @@ def measure(args):
 def main():
     args = parse_args()
     launch.prepare_steps(args)
-    try:
+    with plain_errors():
         report = measure(args)
-    except USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    report['command'] = shlex.join(['python', *sys.argv])
-    print(to_markdown(report))
-    if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(report, file, indent=1)
+        report['command'] = shlex.join(['python', *sys.argv])
+        print(to_markdown(report))
+        if args.json:
+            with open(args.json, 'w', encoding='utf-8') as file:
+                json.dump(report, file, indent=1)
 
 
 if __name__ == '__main__':

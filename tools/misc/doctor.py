@@ -17,6 +17,7 @@ from mmengine.config import Config
 from kd_mm.utils import doctor, launch, preflight
 from kd_mm.utils.checkpoint import safe_files
 from kd_mm.utils.configs import read_config
+from kd_mm.utils.failures import plain_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,18 +46,19 @@ def main() -> None:
         errors += finding.level == doctor.ERROR
         print(finding, flush=True)
 
-    show(doctor.describe_machine())
-    for finding in doctor.examine_installation(*doctor.installed()):
-        show(finding)
-    if args.config is not None:
-        try:
-            cfg = complete_config(args)
-        except preflight.USER_ERRORS as error:
-            show(doctor.Finding(doctor.ERROR, str(error)))
-        else:
-            with safe_files(args.trust_checkpoint):
-                for finding in doctor.examine_config(cfg):
-                    show(finding)
+    with plain_errors():
+        show(doctor.describe_machine())
+        for finding in doctor.examine_installation(*doctor.installed()):
+            show(finding)
+        if args.config is not None:
+            try:
+                cfg = complete_config(args)
+            except preflight.USER_ERRORS as error:
+                show(doctor.Finding(doctor.ERROR, str(error)))
+            else:
+                with safe_files(args.trust_checkpoint):
+                    for finding in doctor.examine_config(cfg):
+                        show(finding)
     sys.exit(min(errors, 1))
 
 

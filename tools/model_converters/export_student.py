@@ -1,12 +1,12 @@
 """Export a checkpoint of kd_mm as plain mmpretrain weights with a plain config."""
 
 import argparse
-import sys
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.export import FORMATS, choose_weights, export_student
 from kd_mm.utils.checkpoint import load_checkpoint, safe_files
-from kd_mm.utils.configs import USER_ERRORS, read_config
+from kd_mm.utils.configs import read_config
+from kd_mm.utils.failures import plain_errors
 from kd_mm.utils.launch import add_trust_argument
 
 
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with plain_errors():
         with safe_files(args.trust_checkpoint):
             checkpoint = load_checkpoint(args.checkpoint)
         done = export_student(
@@ -40,12 +40,10 @@ def main() -> None:
             args.student,
             args.format,
         )
-    except USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    print(f'logits of the plain model differ by at most {done.difference:.1e}')
-    print(f'wrote {done.weights}\nwrote {done.config}')
-    if done.needs:
-        print(f'config.py needs kd_mm installed: mmpretrain has no {", ".join(done.needs)}')
+        print(f'logits of the plain model differ by at most {done.difference:.1e}')
+        print(f'wrote {done.weights}\nwrote {done.config}')
+        if done.needs:
+            print(f'config.py needs kd_mm installed: mmpretrain has no {", ".join(done.needs)}')
 
 
 if __name__ == '__main__':

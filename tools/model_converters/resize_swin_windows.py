@@ -5,7 +5,6 @@ mmpretrain does so on loading, but by a function that SciPy 1.14 removed.
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from mmpretrain.models.utils import WindowMSA
 
 import kd_mm  # noqa: F401, checks the versions of what is installed
 from kd_mm.utils.checkpoint import load_checkpoint, safe_files
-from kd_mm.utils.configs import USER_ERRORS
+from kd_mm.utils.failures import plain_errors
 from kd_mm.utils.launch import add_trust_argument
 
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
@@ -64,13 +63,11 @@ def resize_windows(state_dict: dict, window_size: int) -> dict:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with plain_errors():
         with safe_files(args.trust_checkpoint):
             state_dict = load_checkpoint(args.checkpoint)['state_dict']
         torch.save({'state_dict': resize_windows(state_dict, args.window_size)}, args.out)
-    except USER_ERRORS as error:
-        sys.exit(f'error: {error}')
-    print(f'wrote {args.out}')
+        print(f'wrote {args.out}')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,49 @@
+"""One training at a time in a work dir."""
+
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = '.lock'
+
+
+def lock_work_dir(work_dir: str) -> BinaryIO:
+    """Keep other trainings out of a work dir, where each would overwrite the other's checkpoints.
+
+    Such as that of a killed launcher, whose processes live on. The lock ends with this process,
+    however that ends; the file stays. Where the file system knows no locks, there is none.
+
+    Args:
+        work_dir: Folder of the run, made where it is missing.
+
+    Returns:
+        The open file that holds the lock, until it is closed.
+
+    Raises:
+        BlockingIOError: If another process has it.
+    """
+    Path(work_dir).mkdir(parents=True, exist_ok=True)
+    file = (Path(work_dir) / NAME).open('a+b', buffering=0)
+    try:
+        # By process, so that workers of a data loader that outlive it do not hold it.
+        fcntl and fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        with file:
+            file.seek(0)
+            raise BlockingIOError(
+                f'another training runs in {work_dir} ({file.read().decode()}); wait for its end, '
+                'stop it, or choose another --work-dir'
+            ) from None
+    except OSError:
+        pass
+    with suppress(OSError):  # the disk may be full
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {platform.node()}'.encode())
+    return file
