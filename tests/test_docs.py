@@ -22,15 +22,17 @@ from unittest import mock
 
 import mmpretrain
 import pytest
+import torch
 from mmengine.config import Config
 from packaging.requirements import Requirement
 from torch.distributed.run import get_args_parser
 
 import kd_mm
 from kd_mm.evidence import reproduction
+from kd_mm.utils import preflight
 from kd_mm.utils.configs import read_config
 from kd_mm.utils.preflight import check_types
-from tests.conftest import REPO, run
+from tests.conftest import REPO, run, write_image_folder
 from tests.forked import run_tool
 
 PAGES = sorted(
@@ -50,6 +52,7 @@ PLACEHOLDERS = {
     'DIR': 'work_dirs/resnet20_1xb64_digits/deploy',
     'TARGET': 'minlogit',
     'key=value': 'model.head.omega=0.4',
+    'my_photos.py': 'configs/bake/resnet20_1xb64_digits.py',
 }
 BASE = str(REPO / PLACEHOLDERS['CONFIG'])
 # Steps that no tool of ours takes part in.
@@ -339,6 +342,32 @@ def test_python_of_the_docs_loads(path, index, tmp_path):
                 pytest.importorskip('safetensors', reason='an extra of the export')
             found = importlib.import_module(module)
             assert isinstance(node, ast.Import) or hasattr(found, name.name)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """A folder with a class in each of two folders, and the configs of the page for them."""
+    folder = tmp_path_factory.mktemp('photos')
+    write_image_folder(folder / 'data/photos', num_classes=2)
+    for name, text in zip(('bake', 'kdcl'), blocks(REPO / 'docs/own_images.md', 'python')):  # noqa: B905
+        (folder / f'{name}.py').write_text(text.replace('kd_mm::', f'{REPO}/configs/'))
+    return folder
+
+
+def test_own_images_train_and_are_named(photos):
+    options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=8']
+    options += [f'{name}_dataloader.num_workers=0' for name in ('train', 'val', 'test')]
+    run_tool('train.py', 'bake.py', '--work-dir', 'run', '--cfg-options', *options, cwd=photos)
+    saved = torch.load(photos / 'run/deploy/model.pth', weights_only=True)
+    assert saved['meta']['dataset_meta']['classes'] == ('n00000000', 'n00000001')
+    assert saved['state_dict']['head.fc.weight'].shape == (2, 512)
+
+
+def test_a_cohort_takes_own_images(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    cfg = read_config('kdcl.py', {'train_dataloader.batch_size': 4})
+    preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
+    assert {s.head.num_classes for s in cfg.model.students.values()} == {2}
 
 
 # Links and completeness
