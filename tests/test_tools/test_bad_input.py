@@ -431,7 +431,7 @@ LOADERS += [
     row(
         'loader-option',
         f'train plain.py {SET} train_dataloader.bach_size=4',
-        r"train_dataloader cannot be built \(.*'bach_size'\); look at its options",
+        r"train_dataloader cannot be built \(.*'bach_size'.*\); look at its options",
     ),
     row(
         'loader-none',
@@ -854,7 +854,7 @@ RUNS = [
     row(
         'optimizer-option',
         f'train plain.py {SET} optim_wrapper.optimizer.weight_deacy=0',
-        r"the optimizer cannot be built \(.*'weight_deacy'\); look at optim_wrapper",
+        r"the optimizer cannot be built \(.*'weight_deacy'.*\); look at optim_wrapper",
     ),
     row(
         'optimizer-missing',
@@ -923,7 +923,7 @@ RUNS = [
             (
                 'option',
                 "type='MultiStepLR', milestone=[1]",
-                r"\[0\] cannot be built \(.*'milestone'\); look at the options of MultiStepLR",
+                r"\[0\] cannot be built \(.*'milestone'.*\); look at the options of MultiStepLR",
             ),
             (
                 'range',
