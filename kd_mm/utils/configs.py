@@ -128,6 +128,11 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     except RecursionError:
         raise ValueError(f'{path} inherits itself through _base_; {fix}') from None
     except Exception as error:  # a config is a program
+        if isinstance(error, FileNotFoundError) and 'model-index.yml' in str(error):
+            fix = (
+                'a package whose configs are inherited must be installed, by pip install -e . in '
+                'its checkout; on the Python path alone, it has none'
+            )
         raise ValueError(f'{path} cannot be read ({reason(error)}); {fix}') from error
     for key in options or {}:
         _check_key(cfg, key)

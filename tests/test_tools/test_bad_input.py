@@ -1115,11 +1115,11 @@ CONFIG_FILES += [
         'base', 'train row.py', CANNOT.format('row.py', '.*a.py', MEND), None, "_base_ = './a.py'"
     ),
     row(
-        'base-kd_mm',
+        'base-name',
         'train row.py',
         CANNOT.format('row.py', 'FileNotFoundError: ', MEND),
         None,
-        "_base_ = 'kd_mm::bake/swin-x.py'",
+        "_base_ = 'mmpretrain::resnet/resnet19.py'",
     ),
     row(
         'base-package',
