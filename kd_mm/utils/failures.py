@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from kd_mm.utils.configs import USER_ERRORS
-from kd_mm.utils.launch import is_first_process
+from kd_mm.utils.launch import is_alone, is_first_process
 from kd_mm.utils.resume import find_checkpoint
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -140,8 +140,7 @@ def one_sentence(work_dir: str | None = None) -> Iterator[None]:
     Raises:
         SystemExit: With 130 after Ctrl-C, 143 after SIGTERM, else 1.
     """
-    alone = os.environ.get('WORLD_SIZE', os.environ.get('SLURM_NTASKS', '1')) == '1'
-    with sigterm_as_interrupt() if alone else nullcontext():
+    with sigterm_as_interrupt() if is_alone() else nullcontext():
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:

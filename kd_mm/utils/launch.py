@@ -119,8 +119,10 @@ def prepare_steps(args: argparse.Namespace) -> None:
 
 
 def set_local_rank(args: argparse.Namespace) -> None:
-    """Tell MMEngine the local rank where the launcher gave it as a flag only."""
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    """Tell MMEngine the local rank where the launcher gave it as a flag, or under its own name."""
+    os.environ.setdefault(
+        'LOCAL_RANK', from_launcher('OMPI_COMM_WORLD_LOCAL_RANK', default=str(args.local_rank))
+    )
 
 
 def check_launcher(args: argparse.Namespace) -> None:
@@ -213,4 +215,24 @@ def hold_freed_memory() -> None:
 
 def is_first_process() -> bool:
     """Tell, before any process group exists, whether this process speaks for all."""
-    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
+    return from_launcher('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID', default='0') == '0'
+
+
+def is_alone() -> bool:
+    """Tell, before any process group exists, whether no other process trains with this one."""
+    sizes = ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE', 'SLURM_NTASKS')
+    return from_launcher(*sizes, default='1') == '1'
+
+
+def from_launcher(*names: str, default: str) -> str:
+    """Return the first of several environment variables that is set; each launcher has its own.
+
+    Args:
+        names: Those of torchrun, of ``mpirun``, which may run inside of a SLURM job, and of SLURM.
+        default: Without any launcher.
+
+    Examples:
+        >>> from_launcher('KD_MM_NO_SUCH_RANK', default='0')
+        '0'
+    """
+    return next((os.environ[name] for name in names if name in os.environ), default)

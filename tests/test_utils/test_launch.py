@@ -1,8 +1,11 @@
+import os
 import platform
 import sys
+from argparse import Namespace
 
 import pytest
 
+from kd_mm.utils import launch
 from tests.conftest import run
 
 # The first steps grow the heap.
@@ -35,3 +38,48 @@ def test_freed_memory_is_not_mapped_anew():
     plain, held = map(int, done.stdout.split('pages ')[1].split())
     assert plain > 5 * 19531  # the large tensor alone, 80 MB of 4 KiB, each time
     assert held < 1000
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Of a process that no launcher has started; changes end with the test."""
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', *filter(is_of_a_cluster, os.environ)):
+        monkeypatch.setenv(name, '')  # else what a test adds would stay
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def is_of_a_cluster(name):
+    return name.startswith(('OMPI_COMM_WORLD_', 'SLURM_'))
+
+
+@pytest.mark.parametrize(
+    ('variables', 'first', 'alone', 'local_rank'),
+    [
+        ({}, True, True, '0'),
+        ({'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0'}, True, False, '0'),
+        ({'RANK': '3', 'WORLD_SIZE': '4', 'LOCAL_RANK': '1'}, False, False, '1'),
+        ({'SLURM_PROCID': '3', 'SLURM_NTASKS': '4'}, False, False, '0'),  # MMEngine sets it later
+        ({'OMPI_COMM_WORLD_RANK': '0', 'OMPI_COMM_WORLD_SIZE': '4'}, True, False, '0'),
+        (
+            {
+                'OMPI_COMM_WORLD_RANK': '3',
+                'OMPI_COMM_WORLD_SIZE': '4',
+                'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+                'SLURM_PROCID': '0',  # of mpirun, inside of a job
+                'SLURM_NTASKS': '1',
+            },
+            False,
+            False,
+            '1',
+        ),
+    ],
+)
+def test_each_launcher_tells_the_rank_in_its_own_way(
+    environment, variables, first, alone, local_rank
+):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    assert (launch.is_first_process(), launch.is_alone()) == (first, alone)
+    launch.set_local_rank(Namespace(local_rank=0))
+    assert os.environ['LOCAL_RANK'] == local_rank
