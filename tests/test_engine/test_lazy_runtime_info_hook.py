@@ -217,7 +217,7 @@ class Strict(Hook):
         torch.cuda.set_sync_debug_mode('error' if runner.iter in SILENT[:1] else 'default')
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs KD_MM_TEST_GPU=1 and a GPU')
 @pytest.mark.parametrize('method', METHODS)
 def test_torch_sees_no_wait_on_a_gpu(method, tmp_path):
     data = images()  # on the device: mmpretrain's preprocessor waits for its copies

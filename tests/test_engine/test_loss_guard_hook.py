@@ -310,7 +310,7 @@ def test_a_compiled_step_is_watched_too(tmp_path):
         runner.train()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs KD_MM_TEST_GPU=1 and a GPU')
 def test_on_a_gpu(tmp_path):
     runner = build_runner(tmp_path, {6: 'nan'})
     with pytest.raises(FloatingPointError, match='iteration 7: loss_extra = nan'):

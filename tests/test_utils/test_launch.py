@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 
 import pytest
+import torch
 
 from kd_mm.utils import launch
 from tests.conftest import run
@@ -83,3 +84,9 @@ def test_each_launcher_tells_the_rank_in_its_own_way(
     assert (launch.is_first_process(), launch.is_alone()) == (first, alone)
     launch.set_local_rank(Namespace(local_rank=0))
     assert os.environ['LOCAL_RANK'] == local_rank
+
+
+@pytest.mark.skipif(os.environ.get('KD_MM_TEST_GPU') == '1', reason='tests of a GPU were asked')
+def test_tests_see_no_gpu_unless_asked():
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
+    assert not torch.cuda.is_available()
