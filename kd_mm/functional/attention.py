@@ -231,7 +231,8 @@ def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         )
     norm = y.norm(dim=1, keepdim=True)
     unit = F.normalize(y, dim=1)
-    threshold = unit.kthvalue(num_values // 3, dim=1, keepdim=True).values
+    # Not kthvalue, which some versions of torch refuse on GPUs under deterministic algorithms.
+    threshold = unit.topk(num_values // 3, dim=1, largest=False).values[:, -1:]
     half = norm / 2
     return unit, (half - unit) * torch.sign(unit - threshold) + half, norm
 
