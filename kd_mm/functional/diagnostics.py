@@ -115,7 +115,8 @@ def compare_gradients(first: Tensor, second: Tensor) -> GradientComparison:
     first, second = first.flatten(), second.flatten()
     lengths = [gradient.norm().clamp_min(_EPS) for gradient in (first, second)]
     ratio = first.norm() / lengths[1]
-    return GradientComparison(ratio, (first / lengths[0]) @ (second / lengths[1]))
+    # No matrix product, which autocast would compute in half precision.
+    return GradientComparison(ratio, (first / lengths[0] * (second / lengths[1])).sum())
 
 
 def affinity_entropy(affinities: Tensor) -> Tensor:

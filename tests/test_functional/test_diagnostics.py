@@ -60,6 +60,13 @@ def test_gradients_that_vanish_are_compared_without_nan():
     assert diagnostics.compare_gradients(-2 * one, one).cosine.item() == pytest.approx(-1)
 
 
+def test_gradients_are_compared_in_their_own_precision_under_autocast():
+    first, second = torch.tensor([[0.3, 2.0]]), torch.tensor([[3.0, 4.1]])
+    expected = diagnostics.compare_gradients(first, second)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert diagnostics.compare_gradients(first, second) == expected
+
+
 def test_affinities_by_loop():
     rng = np.random.default_rng(1)
     a = rng.random((N, N)) * (1 - np.eye(N))
