@@ -407,10 +407,11 @@ def train_all(
         raise ValueError(f'--jobs must be at least 1, but got {jobs}')
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+    devices = _devices() if jobs > 1 else []
     for slot in range(jobs):
         env = {'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', threads)}
-        if jobs > 1 and torch.cuda.device_count() > 1:
-            env['CUDA_VISIBLE_DEVICES'] = str(slot % torch.cuda.device_count())
+        if len(devices) > 1:
+            env['CUDA_VISIBLE_DEVICES'] = devices[slot % len(devices)]
         slots.put(env)
 
     def train(run: Run) -> int:
@@ -435,6 +436,13 @@ def train_all(
             raise
         watch(runs)
     return [run for run, done in started.items() if done.result() != 0]
+
+
+def _devices() -> list[str]:
+    """Return the GPUs that this process may use, as a process of its own is told of each."""
+    count = torch.cuda.device_count()
+    given = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return (given.split(',') if given else [str(i) for i in range(count)])[:count]
 
 
 class Line(NamedTuple):

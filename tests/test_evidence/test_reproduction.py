@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -276,6 +278,33 @@ def test_a_table_stays_where_all_runs_failed(tmp_path, monkeypatch):
         tool.main()
     assert table.read_text() == 'measured before'
     assert not (tmp_path / 'digits.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('given', 'count', 'jobs', 'expected'),
+    [
+        (None, 2, 3, ['0', '1', '0']),
+        ('4,6', 2, 3, ['4', '6', '4']),  # a share of a machine
+        ('4,6', 2, 1, [None]),
+        ('4', 1, 2, [None, None]),
+        ('', 0, 2, [None, None]),
+    ],
+)
+def test_jobs_share_the_gpus_that_are_theirs(given, count, jobs, expected, monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if given is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    monkeypatch.setattr(reproduction.torch.cuda, 'device_count', lambda: count)
+    together, seen = threading.Barrier(jobs), []
+
+    def train(command, env):
+        seen.append(env.get('CUDA_VISIBLE_DEVICES'))
+        together.wait(timeout=10)  # so that each run has a slot of its own
+        return 0
+
+    runs = [Mock(result=None, train=train) for _ in range(jobs)]
+    assert reproduction.train_all(runs, [], jobs, watch=lambda runs: None, interval=0.01) == []
+    assert sorted(map(str, seen)) == sorted(map(str, expected))
 
 
 def test_runs_of_other_settings_are_not_mixed(tmp_path):
