@@ -85,7 +85,7 @@ def test_sdist_holds_what_a_build_and_the_tests_need(archives):
     needed = [name for name in source_files() if name.startswith(('kd_mm/', 'requirements/'))]
     needed += [name for name in source_files() if is_mim_file(name) or name.startswith('tests/')]
     needed += [name for name in source_files() if name.startswith('docs/')]
-    needed += ['setup.py', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md']
+    needed += ['conftest.py', 'setup.py', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md']
     assert set(needed) <= files
     assert not [name for name in files if '.mim' in name or '__pycache__' in name]
 
