@@ -120,10 +120,28 @@ def _flatten(dataset: Sized, leaves: list[tuple[Sized, np.ndarray]]) -> np.ndarr
     return leaves[-1][1]
 
 
+def inner_datasets(dataset: Sized) -> list[Sized]:
+    """Return the data sets inside of all wrappers, in the order of their items.
+
+    Args:
+        dataset: As in :func:`get_labels`.
+
+    Returns:
+        The data sets that wrap no other; where there is no wrapper, the data set itself.
+    """
+    leaves: list[tuple[Sized, np.ndarray]] = []
+    _flatten(dataset, leaves)
+    return [_unwrapped(leaf) for leaf, _ in leaves]
+
+
+def _unwrapped(leaf: Sized) -> Sized:
+    """Look through a wrapper that keeps a part of its data set."""
+    return leaf.dataset if isinstance(leaf, (HoldOut, KFoldDataset)) else leaf
+
+
 def _leaf_labels(dataset: Sized) -> np.ndarray:
     """Read the labels (N,) of a data set that wraps no other."""
-    if isinstance(dataset, (HoldOut, KFoldDataset)):
-        dataset = dataset.dataset
+    dataset = _unwrapped(dataset)
     name = type(dataset).__name__
     labels = np.empty(len(dataset), dtype=np.intp)
     for i, value in enumerate(_leaf_values(dataset)):

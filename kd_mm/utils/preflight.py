@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unicodedata import is_normalized, normalize
 
 import torch
 from mmengine import registry as roots
@@ -32,7 +33,7 @@ from mmpretrain.datasets import CustomDataset
 
 import kd_mm.registry
 from kd_mm.datasets import InMemory
-from kd_mm.datasets.labels import index_labels
+from kd_mm.datasets.labels import index_labels, inner_datasets
 from kd_mm.engine.hooks.generalization_weights_hook import (
     GeneralizationWeightsHook,
     held_out_dataloader,
@@ -485,15 +486,24 @@ def check_same_classes(datasets: Mapping[str, Sequence]) -> None:
     Raises:
         ValueError: If two that number their folders do so differently.
     """
+    inner = {name: inner_datasets(dataset) for name, dataset in datasets.items()}
     named = {
-        name: dataset.metainfo['classes']
-        for name, dataset in datasets.items()
-        if type(dataset) is CustomDataset and dataset.metainfo.get('classes')
+        name: first.metainfo['classes']
+        for name, (first, *_) in inner.items()  # MMEngine refuses to join different classes
+        if type(first) is CustomDataset and first.metainfo.get('classes')
     }
     for (first, one), (second, other) in pairwise(named.items()):
         if tuple(one) != tuple(other):
             odd = sorted(set(one) ^ set(other))
             differ = f'only one of them has {listed(odd)}' if odd else 'the order differs'
+            # A Mac may spell a letter and its accent apart, which looks the same.
+            alike = [name for name in odd if not is_normalized('NFC', name)]
+            if alike and len({normalize('NFC', name) for name in odd}) < len(odd):
+                raise ValueError(
+                    f'{first} and {second} must spell their classes alike, but {alike[0]} is '
+                    f'{alike[0]!a} in one and {normalize("NFC", alike[0])!a} in the '
+                    'other; rename the folders of one'
+                )
             raise ValueError(
                 f'{first} and {second} must number the same classes, or their labels mean '
                 f'different ones, but {differ}; set classes=[...] of both data sets'
@@ -588,7 +598,7 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
             DATA_SAMPLERS.build(sampler, default_args={'dataset': dataset, 'seed': 0})
     num_classes = _num_classes(cfg.model)
     try:
-        labels = index_labels(dataset).labels
+        labels, _, classes, _ = index_labels(dataset)
     except (TypeError, ValueError):
         if ours:
             raise
@@ -598,9 +608,10 @@ def check_dataloader(cfg: Config, name: str) -> Sequence:
             f'labels must be at least 0, but {name} has the label {labels.min()}; mend the labels'
         )
     if num_classes is not None and labels.size and labels.max() >= num_classes:
+        of = f', whose classes are {listed(classes)}' if classes else ''
         raise ValueError(
             f'num_classes of the head must exceed every label, but got {num_classes} and the '
-            f'label {labels.max()} in {name}; set head.num_classes={labels.max() + 1} or more, or '
-            'mend the labels'
+            f'label {labels.max()} in {name}{of}; set head.num_classes={labels.max() + 1} or '
+            'more, or mend the labels'
         )
     return dataset

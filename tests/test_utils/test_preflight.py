@@ -1,5 +1,6 @@
 """Each mistake of the issue is named before the first iteration, with its value and its fix."""
 
+import copy
 import logging
 import shutil
 
@@ -9,9 +10,17 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from mmpretrain.datasets import CustomDataset
 
 from kd_mm.utils.dry_run import quiet
-from kd_mm.utils.preflight import USER_ERRORS, check_config, check_parts, check_types, options
+from kd_mm.utils.preflight import (
+    USER_ERRORS,
+    check_config,
+    check_parts,
+    check_same_classes,
+    check_types,
+    options,
+)
 from tests.conftest import REPO
 from tests.forked import run_tool
 
@@ -142,9 +151,45 @@ def test_a_class_that_validation_lacks(image_folder, tmp_path):
     with pytest.raises(ValueError, match=r'must number the same classes, .* the order differs; s'):
         check_config(cfg, (TRAIN, 'val_dataloader'))
     del cfg.val_dataloader.dataset.classes
-    shutil.rmtree(root / 'val' / 'n00000001')
-    with pytest.raises(ValueError, match=r'must number the same classes, .* has n00000001; set'):
+    (root / 'val' / 'n00000001').rename(root / 'val' / 'n00000009')
+    only = r'must number the same classes, .* has n00000001, n00000009; set'
+    with pytest.raises(ValueError, match=only):
         check_config(cfg, (TRAIN, 'val_dataloader'))
+    for wrapper in (
+        {'type': 'RepeatDataset', 'times': 2},
+        {'type': 'kd_mm.HoldOut', 'num_per_class': 1},
+    ):
+        wrapped = copy.deepcopy(cfg)
+        wrapped[TRAIN].dataset = {**wrapper, 'dataset': cfg[TRAIN].dataset}
+        with pytest.raises(ValueError, match=only):
+            check_config(wrapped, (TRAIN, 'val_dataloader'))
+
+
+def test_classes_that_look_alike(tmp_path):
+    """A Mac may write a letter and its accent as two characters."""
+    sets = {}
+    for name, folder in (('train', 'h\u00fcndin'), ('val', 'hu\u0308ndin')):
+        (tmp_path / name / folder).mkdir(parents=True)
+        (tmp_path / name / folder / '1.png').touch()
+        sets[name] = CustomDataset(str(tmp_path), data_prefix=name)
+    with pytest.raises(
+        ValueError, match=r"'hu\\u0308ndin' in one and 'h\\xfcndin' in the other; r"
+    ):
+        check_same_classes(sets)
+
+
+def test_more_folders_than_classes(image_folder):
+    """A folder that is no class, such as a notebook's, is found by its name."""
+    cfg = Config.fromfile(REPO / SWIN)
+    cfg[TRAIN].dataset.pop('split')
+    cfg[TRAIN].dataset.update(
+        type='CustomDataset', data_root=str(image_folder), data_prefix='train'
+    )
+    cfg.model.head.num_classes = 3
+    with pytest.raises(
+        ValueError, match=r'whose classes are n00000000, n0.* and 1 more; set head'
+    ):
+        check_config(cfg, (TRAIN,))
 
 
 def test_precise_statistics_of_a_cohort():
