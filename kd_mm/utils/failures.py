@@ -140,23 +140,28 @@ def one_sentence(work_dir: str | None = None) -> Iterator[None]:
     Raises:
         SystemExit: With 130 after Ctrl-C, 143 after SIGTERM, else 1.
     """
-    with sigterm_as_interrupt() if is_alone() else nullcontext():
-        try:
-            yield
-        except (Exception, KeyboardInterrupt) as error:
-            sentence = explain(error)
-            if sentence is None:
-                raise
-            late = _stop_listening()
-            _log_traceback(error)
-            # All ranks meet the first two; anything else, the rank to which it happens.
-            everywhere = isinstance(error, (FloatingPointError, KeyboardInterrupt))
-            if is_first_process() or not everywhere:
-                way_on = '' if work_dir is None else f' {_way_on(work_dir)}'
-                print(f'error: {sentence}.{way_on}', file=sys.stderr)
-            for number, handler in late.items():
-                signal.signal(number, handler)
-            raise SystemExit(exit_code(error)) from None
+    # The disk may be full, the console closed: no traceback for each line that is not logged.
+    loud, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        with sigterm_as_interrupt() if is_alone() else nullcontext():
+            try:
+                yield
+            except (Exception, KeyboardInterrupt) as error:
+                sentence = explain(error)
+                if sentence is None:
+                    raise
+                late = _stop_listening()
+                _log_traceback(error)
+                # All ranks meet the first two; anything else, the rank to which it happens.
+                everywhere = isinstance(error, (FloatingPointError, KeyboardInterrupt))
+                if is_first_process() or not everywhere:
+                    way_on = '' if work_dir is None else f' {_way_on(work_dir)}'
+                    print(f'error: {sentence}.{way_on}', file=sys.stderr)
+                for number, handler in late.items():
+                    signal.signal(number, handler)
+                raise SystemExit(exit_code(error)) from None
+    finally:
+        logging.raiseExceptions = loud
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -197,8 +202,6 @@ def _log_traceback(error: BaseException) -> None:
     record = logger.makeRecord(
         logger.name, logging.ERROR, __file__, 0, 'the run ended here', (), trace
     )
-    loud, logging.raiseExceptions = logging.raiseExceptions, False  # the disk may be full
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-    logging.raiseExceptions = loud

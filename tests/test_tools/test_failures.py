@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import importlib.util
+import logging
 import os
 import platform
 import signal
@@ -331,3 +332,23 @@ def test_a_tool_whose_output_nobody_reads_ends_quietly(num_lines, tmp_path):
     process.join(60)
     assert process.exitcode == 128 + signal.SIGPIPE
     assert log.read_text() == ''
+
+
+class ClosedPipe:
+    """A console that is gone."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+    def flush(self):
+        pass
+
+
+def test_lines_that_nobody_reads_leave_no_tracebacks(capsys):
+    logger = logging.Logger('run')
+    logger.addHandler(logging.StreamHandler(ClosedPipe()))
+    with failures.one_sentence():
+        logger.info('a line')
+    assert capsys.readouterr().err == ''
+    logger.info('a line')  # no run any more: as ever
+    assert 'BrokenPipeError' in capsys.readouterr().err
