@@ -63,6 +63,11 @@ def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error(f'--out must be a file, but {args.out} is a folder')
     if args.show_dir is not None and Path(args.show_dir).is_file():
         parser.error(f'--show-dir must be a folder, but {args.show_dir} is a file')
+    if args.tta and (args.show or args.show_dir is not None):
+        parser.error(
+            '--tta has several versions of an image, of which --show and --show-dir take '
+            'none; leave one out'
+        )
     if args.interval < 1:
         parser.error(f'--interval must be at least 1, but got {args.interval}')
 

@@ -133,6 +133,11 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
                 'a package whose configs are inherited must be installed, by pip install -e . in '
                 'its checkout; on the Python path alone, it has none'
             )
+        if 'Duplicate key' in str(error):
+            fix = (
+                'inherit one of them and add what the other has, such as '
+                'custom_hooks = [*_base_.custom_hooks, ...]'
+            )
         raise ValueError(f'{path} cannot be read ({reason(error)}); {fix}') from error
     for key in options or {}:
         _check_key(cfg, key)

@@ -1110,6 +1110,13 @@ CONFIG_FILES = [
 ]
 CONFIG_FILES += [
     row('circle', 'train circle.py', f'circle.py inherits itself through _base_; {MEND}'),
+    row(
+        'two-hook-lists',
+        'train row.py',
+        r"Duplicate keys: \{'custom_hooks'\}\"\); inherit one of them and add what the other has",
+        body="_base_ = ['mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', "
+        "'kd_mm::_base_/kd_mm_runtime.py']",
+    ),
     row('words', 'train words.txt', r'a file in \.py, .*, but got words\.txt'),
     row(
         'base', 'train row.py', CANNOT.format('row.py', '.*a.py', MEND), None, "_base_ = './a.py'"
@@ -1215,6 +1222,7 @@ COMMANDS = [
     ),
     row('out-item', 'test plain.py plain.pth --out-item metrics', '--out-item needs --out'),
     row('show-dir', 'test plain.py plain.pth --show-dir file', 'a folder, but file is a file'),
+    row('tta-show', 'test plain.py plain.pth --tta --show-dir pictures', '--show-dir take none; '),
     row(
         'interval',
         'test plain.py plain.pth --interval 0',
