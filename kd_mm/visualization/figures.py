@@ -35,6 +35,20 @@ STYLE = {
     'axes.spines.right': False,
     'svg.fonttype': 'none',
 }
+# With the letters that Matplotlib's own font lacks, of which a machine may have any.
+CHINESE = (
+    'Noto Sans CJK SC',
+    'Noto Sans CJK JP',
+    'Noto Sans SC',
+    'Source Han Sans SC',
+    'WenQuanYi Micro Hei',
+    'WenQuanYi Zen Hei',
+    'Droid Sans Fallback',
+    'Microsoft YaHei',
+    'SimHei',
+    'PingFang SC',
+    'Arial Unicode MS',
+)
 NAMED, NARROW = 10, 16  # classes that the bars of a soft target name, and letters of a name
 MATRIX, LETTER = 4.9, 0.07  # inches
 
@@ -69,9 +83,12 @@ def styled(draw: Callable) -> Callable:
     @wraps(draw)
     def drawn(*args, **kwargs):
         import matplotlib
+        from matplotlib import font_manager
 
         defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if 'backend' not in k}
-        with matplotlib.rc_context({**defaults, **STYLE}):
+        there = font_manager.get_font_names()
+        fonts = {'font.family': ['sans-serif', *(name for name in CHINESE if name in there)]}
+        with matplotlib.rc_context({**defaults, **STYLE, **fonts}):
             return draw(*args, **kwargs)
 
     return drawn

@@ -1,9 +1,14 @@
 """Figures show the numbers they were given, under the right names."""
 
+import warnings
+
 import cv2
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
@@ -232,3 +237,38 @@ def test_a_users_style_neither_changes_nor_is_changed():
         styled = figures.to_array(figures.image_grid(['a'], cells, 'attention'))
         assert matplotlib.rcParams['font.size'] == 30
     np.testing.assert_array_equal(styled, plain)
+
+
+def test_chinese_names_take_a_font_that_has_them(tmp_path, monkeypatch):
+    letter, name = '\ue123', figures.CHINESE[3]  # no real font has this one
+    font = FontBuilder(1000)
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((0, 900))
+    pen.lineTo((900, 900))
+    pen.closePath()
+    font.setupGlyphOrder(['.notdef', 'letter'])
+    font.setupCharacterMap({ord(letter): 'letter'})
+    font.setupGlyf({'.notdef': pen.glyph(), 'letter': pen.glyph()})
+    font.setupHorizontalMetrics({'.notdef': (1000, 0), 'letter': (1000, 0)})
+    font.setupHorizontalHeader(ascent=900, descent=0)
+    font.setupNameTable({'familyName': name, 'styleName': 'Regular'})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / 'font.ttf')
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, 'ttflist', list(manager.ttflist))
+
+    def draw():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            picture = figures.to_array(figures.attention_figure(LOOKS, [letter] * 3))
+        return picture, [str(warning.message) for warning in caught]
+
+    boxes, told = draw()
+    assert told
+    assert all('missing from font' in text for text in told)
+    manager.addfont(tmp_path / 'font.ttf')
+    picture, told = draw()
+    assert told == []
+    assert not np.array_equal(picture, boxes)
