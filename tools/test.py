@@ -52,6 +52,7 @@ def parse_args() -> argparse.Namespace:
         parser.error('--out-item needs --out, the path of the output file')
     check_outputs(parser, args)
     launch.set_local_rank(args)
+    launch.end_with_launcher(args)
     return args
 
 

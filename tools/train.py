@@ -55,6 +55,7 @@ def parse_args() -> argparse.Namespace:
     launch.add_common_arguments(parser)
     args = parser.parse_args()
     launch.set_local_rank(args)
+    launch.end_with_launcher(args)
     return args
 
 

@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import os
 import platform
+import signal
 from copy import deepcopy
 from pathlib import Path
 
@@ -137,6 +138,20 @@ def check_launcher(args: argparse.Namespace) -> None:
             f'--launcher pytorch needs {", ".join(lacking)} in the environment, which torchrun '
             'sets; start it by tools/dist_train.sh or tools/dist_test.sh, or leave --launcher out'
         )
+
+
+def end_with_launcher(args: argparse.Namespace) -> None:
+    """Let Linux end this process, by SIGTERM, when torchrun ends, in whatever way.
+
+    Else the processes of a killed torchrun train on, and write into a work dir in which the run
+    has been resumed meanwhile.
+
+    Args:
+        args: Parsed flags with ``launcher``.
+    """
+    if args.launcher == 'pytorch' and platform.system() == 'Linux':
+        set_parent_death_signal = 1  # of linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -12,13 +13,14 @@ except ImportError:  # Windows
     fcntl = None
 
 NAME = '.lock'
+PATIENCE = 10.0  # seconds that a run which was told to end may take
 
 
 def lock_work_dir(work_dir: str) -> BinaryIO:
     """Keep other trainings out of a work dir, where each would overwrite the other's checkpoints.
 
-    Such as that of a killed launcher, whose processes live on. The lock ends with this process,
-    however that ends; the file stays. Where the file system knows no locks, there is none.
+    The lock ends with this process, however that ends; the file stays. Where the file system knows
+    no locks, there is none.
 
     Args:
         work_dir: Folder of the run, made where it is missing.
@@ -27,23 +29,33 @@ def lock_work_dir(work_dir: str) -> BinaryIO:
         The open file that holds the lock, until it is closed.
 
     Raises:
-        BlockingIOError: If another process has it.
+        BlockingIOError: If another process has it, and does not end within ``PATIENCE``.
     """
     Path(work_dir).mkdir(parents=True, exist_ok=True)
     file = (Path(work_dir) / NAME).open('a+b', buffering=0)
-    try:
-        # By process, so that workers of a data loader that outlive it do not hold it.
-        fcntl and fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        with file:
-            file.seek(0)
-            raise BlockingIOError(
-                f'another training runs in {work_dir} ({file.read().decode()}); wait for its end, '
-                'stop it, or choose another --work-dir'
-            ) from None
-    except OSError:
-        pass
+    deadline = time.monotonic() + PATIENCE
+    while not _is_ours(file):
+        if time.monotonic() > deadline:
+            with file:
+                file.seek(0)
+                raise BlockingIOError(
+                    f'another training runs in {work_dir} ({file.read().decode()}); wait for its '
+                    'end, stop it, or choose another --work-dir'
+                )
+        time.sleep(0.1)
     with suppress(OSError):  # the disk may be full
         file.truncate(0)
         file.write(f'process {os.getpid()} on {platform.node()}'.encode())
     return file
+
+
+def _is_ours(file: BinaryIO) -> bool:
+    """Lock a file, if no other process has."""
+    try:
+        # By process, so that workers of a data loader that outlive it do not hold it.
+        fcntl and fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True

@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 
-from kd_mm.utils import failures
+from kd_mm.utils import failures, locks
 from kd_mm.utils.locks import lock_work_dir
 from tests import forked
 from tests.conftest import REPO
@@ -282,6 +283,7 @@ def test_a_work_dir_takes_one_training_at_a_time(config, tmp_path, monkeypatch):
     other.start()
     assert locked.wait(60)
     monkeypatch.setattr(sys, 'argv', ['train.py', str(config), '--work-dir', str(work_dir)])
+    monkeypatch.setattr(locks, 'PATIENCE', 0.1)
     with pytest.raises(SystemExit) as caught:
         main_of('train')()
     assert caught.value.code == (
@@ -290,8 +292,8 @@ def test_a_work_dir_takes_one_training_at_a_time(config, tmp_path, monkeypatch):
     )
     assert [path.name for path in work_dir.iterdir()] == ['.lock']
 
-    other.kill()
-    other.join()
+    threading.Timer(0.5, other.kill).start()
+    monkeypatch.setattr(locks, 'PATIENCE', 60)
     main_of('train')()
     assert (work_dir / 'epoch_3.pth').exists()
 

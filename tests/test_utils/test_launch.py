@@ -1,12 +1,14 @@
 import os
 import platform
 import sys
+import time
 from argparse import Namespace
 
 import pytest
 import torch
 
 from kd_mm.utils import launch
+from tests import forked
 from tests.conftest import run
 
 # The first steps grow the heap.
@@ -84,6 +86,30 @@ def test_each_launcher_tells_the_rank_in_its_own_way(
     assert (launch.is_first_process(), launch.is_alone()) == (first, alone)
     launch.set_local_rank(Namespace(local_rank=0))
     assert os.environ['LOCAL_RANK'] == local_rank
+
+
+def be_torchrun(connection, launcher):
+    """Start a process that lives on, unless it ends with this one."""
+    if os.fork() == 0:
+        launch.end_with_launcher(Namespace(launcher=launcher))
+        connection.send('ready')
+    time.sleep(20)
+
+
+@pytest.mark.skipif(platform.system() != 'Linux', reason='only Linux tells of the end of a parent')
+@pytest.mark.parametrize(('launcher', 'ends'), [('pytorch', True), ('none', False)])
+def test_a_process_ends_with_its_torchrun(launcher, ends):
+    context = forked.server()
+    connection, theirs = context.Pipe()
+    process = context.Process(target=be_torchrun, args=(theirs, launcher))
+    process.start()
+    theirs.close()
+    assert connection.recv() == 'ready'
+    process.kill()
+    assert connection.poll(5 if ends else 0.5) == ends  # the end of all who hold the other end
+    if ends:
+        with pytest.raises(EOFError):
+            connection.recv()
 
 
 @pytest.mark.skipif(os.environ.get('KD_MM_TEST_GPU') == '1', reason='tests of a GPU were asked')
