@@ -349,7 +349,8 @@ def photos(tmp_path_factory):
     """A folder with a class in each of two folders, and the configs of the page for them."""
     folder = tmp_path_factory.mktemp('photos')
     write_image_folder(folder / 'data/photos', num_classes=2)
-    for name, text in zip(('bake', 'kdcl'), blocks(REPO / 'docs/own_images.md', 'python')):  # noqa: B905
+    bake, kdcl, _ = blocks(REPO / 'docs/own_images.md', 'python')
+    for name, text in (('bake', bake), ('kdcl', kdcl)):
         (folder / f'{name}.py').write_text(text.replace('kd_mm::', f'{REPO}/configs/'))
     return folder
 

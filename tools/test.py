@@ -52,7 +52,6 @@ def parse_args() -> argparse.Namespace:
         parser.error('--out-item needs --out, the path of the output file')
     check_outputs(parser, args)
     launch.set_local_rank(args)
-    launch.end_with_launcher(args)
     return args
 
 
@@ -118,6 +117,7 @@ class Tester(Runner):
 def test(args: argparse.Namespace) -> None:
     with failures.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
+        launch.end_with_launcher(args)
         if launch.is_first_process():
             for flag, path in (('--out', args.out), ('--show-dir', args.show_dir)):
                 if path is not None:

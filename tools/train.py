@@ -55,7 +55,6 @@ def parse_args() -> argparse.Namespace:
     launch.add_common_arguments(parser)
     args = parser.parse_args()
     launch.set_local_rank(args)
-    launch.end_with_launcher(args)
     return args
 
 
@@ -88,6 +87,7 @@ def train(args: argparse.Namespace) -> None:
     lock = nullcontext()
     with failures.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
+        launch.end_with_launcher(args)
         if launch.is_first_process():
             preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
             lock = lock_work_dir(cfg.work_dir)

@@ -30,6 +30,12 @@ def lock_work_dir(work_dir: str) -> BinaryIO:
 
     Raises:
         BlockingIOError: If another process has it, and does not end within ``PATIENCE``.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as work_dir, lock_work_dir(work_dir):
+        ...     sorted(os.listdir(work_dir))
+        ['.lock']
     """
     Path(work_dir).mkdir(parents=True, exist_ok=True)
     file = (Path(work_dir) / NAME).open('a+b', buffering=0)

@@ -32,6 +32,7 @@ TOOLS = {
     'export': 'model_converters/export_student.py',
     'resize': 'model_converters/resize_swin_windows.py',
     'benchmark': 'analysis_tools/benchmark.py',
+    'loader': 'analysis_tools/benchmark_loader.py',
     'reproduce': 'reproduce.py',
     'attention': 'visualization/vis_attention.py',
     'predictions': 'visualization/vis_predictions.py',
@@ -305,6 +306,7 @@ HOT = 'temperature must be positive and finite, but got {}; 1 leaves logits as t
 UNSAFE = '{} is not a checkpoint that can be read safely: .*Use the file as training wrote it'
 FITS_NOTHING = 'but none of the {} names in {} .* belongs to another model, or its names carry'
 CANNOT = r'error: +{} cannot be read \({}.*\); {}'
+MEANT = r"(\. Did you mean '\w+'\?)?"  # as Python 3.13 adds
 LIST = r'look at its options, its data_root, and the lines of its ann_file'
 MEND = 'mend this file or one that it inherits'
 TOGETHER = '{} belong together, but {} is not set; give all of them'
@@ -431,7 +433,7 @@ LOADERS += [
     row(
         'loader-option',
         f'train plain.py {SET} train_dataloader.bach_size=4',
-        r"train_dataloader cannot be built \(.*'bach_size'.*\); look at its options",
+        rf"train_dataloader cannot be built \(.*'bach_size'{MEANT}\); look at its options",
     ),
     row(
         'loader-none',
@@ -854,7 +856,7 @@ RUNS = [
     row(
         'optimizer-option',
         f'train plain.py {SET} optim_wrapper.optimizer.weight_deacy=0',
-        r"the optimizer cannot be built \(.*'weight_deacy'.*\); look at optim_wrapper",
+        rf"the optimizer cannot be built \(.*'weight_deacy'{MEANT}\); look at optim_wrapper",
     ),
     row(
         'optimizer-missing',
@@ -923,7 +925,8 @@ RUNS = [
             (
                 'option',
                 "type='MultiStepLR', milestone=[1]",
-                r"\[0\] cannot be built \(.*'milestone'.*\); look at the options of MultiStepLR",
+                rf"\[0\] cannot be built \(.*'milestone'{MEANT}\); "
+                'look at the options of MultiStepLR',
             ),
             (
                 'range',
@@ -1122,11 +1125,11 @@ CONFIG_FILES += [
         'base', 'train row.py', CANNOT.format('row.py', '.*a.py', MEND), None, "_base_ = './a.py'"
     ),
     row(
-        'base-name',
+        'base-kd_mm',
         'train row.py',
         CANNOT.format('row.py', 'FileNotFoundError: ', MEND),
         None,
-        "_base_ = 'mmpretrain::resnet/resnet19.py'",
+        "_base_ = 'kd_mm::bake/swin-x.py'",
     ),
     row(
         'base-package',
@@ -1220,6 +1223,8 @@ COMMANDS = [
         'images',
         "train_dataloader = dict(dataset=dict(split='', data_prefix='train'))",
     ),
+    row('loader-rounds', 'loader plain.py --rounds 0', '--rounds: must be .* 1, but got 0'),
+    row('loader-config', 'loader nowhere.py', 'no config at nowhere.py; check the path'),
     row('out-item', 'test plain.py plain.pth --out-item metrics', '--out-item needs --out'),
     row('show-dir', 'test plain.py plain.pth --show-dir file', 'a folder, but file is a file'),
     row('tta-show', 'test plain.py plain.pth --tta --show-dir pictures', '--show-dir take none; '),

@@ -163,6 +163,9 @@ def test_a_class_that_validation_lacks(image_folder, tmp_path):
         wrapped[TRAIN].dataset = {**wrapper, 'dataset': cfg[TRAIN].dataset}
         with pytest.raises(ValueError, match=only):
             check_config(wrapped, (TRAIN, 'val_dataloader'))
+    shutil.rmtree(root / 'val' / 'n00000009')
+    with pytest.raises(ValueError, match=r'must number the same classes, .* has n00000001; set'):
+        check_config(cfg, (TRAIN, 'val_dataloader'))
 
 
 def test_classes_that_look_alike(tmp_path):
