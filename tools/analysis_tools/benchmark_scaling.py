@@ -41,7 +41,10 @@ def parse_args():
     parser.add_argument(
         '--num-instances', type=at_least_one, default=2, help='images of a group (2)'
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not (args.ranks or args.inverse or args.labels):
+        parser.error('nothing to measure; give --ranks, --inverse or --labels')
+    return args
 
 
 def main():
