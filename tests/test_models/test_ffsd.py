@@ -14,6 +14,7 @@ from mmpretrain.structures import DataSample
 
 from kd_mm.functional.attention import diverse_feature_map
 from kd_mm.models.necks import SelfDistillationNeck
+from kd_mm.models.necks.layout import fastest_layout
 
 GOLDEN = sorted((Path(__file__).parents[1] / 'data').glob('ffsd_*.npz'))
 CLOSE = {'rtol': 1e-6, 'atol': 1e-9}
@@ -570,3 +571,13 @@ def test_a_neck_predicts_as_in_evaluation_mode(norm_cfg):
         assert not any(level.requires_grad for level in predicted)
         torch.testing.assert_close(predicted, neck.eval()(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(neck.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_gradient_of_a_map_lies_as_the_map_itself():
+    x = torch.rand(2, 3, 4, 5, requires_grad=True)
+    inner = x * 1
+    inner.register_hook(lambda grad: lies.append(grad.stride()))
+    lies = []
+    (fastest_layout(inner).square().sum() + inner.sum()).backward()
+    assert lies == [(60, 20, 5, 1)]
+    torch.testing.assert_close(x.grad, 2 * x.detach() + 1)
