@@ -504,7 +504,7 @@ def _peak_memory(side: Side, batch: RandomBatch, device: str) -> int:
     held = [*side.model.parameters(), *side.model.buffers()]
     held += [param.grad for param in side.model.parameters() if param.grad is not None]
     held += [value for state in states for value in state.values() if torch.is_tensor(value)]
-    measure = _cuda_rise if device == 'cuda' else _cpu_rise
+    measure = _cuda_rise if device == 'cuda' else cpu_rise
     rise = measure(lambda: side.step(batch.fresh(side.num_views)))
     return sum(tensor.nbytes for tensor in held) + rise
 
@@ -519,8 +519,16 @@ def _cuda_rise(run: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _cpu_rise(run: Callable[[], None]) -> int:
-    """Most bytes of tensors on the CPU while something runs, above those before."""
+def cpu_rise(run: Callable[[], None]) -> int:
+    """Most bytes of tensors on the CPU while something runs, above those before.
+
+    Args:
+        run: What is run, once.
+
+    Examples:
+        >>> cpu_rise(lambda: torch.zeros(100).sum())
+        404
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         run()
     # The profiler's own tables leave out when each allocation was and some of them.

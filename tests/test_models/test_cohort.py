@@ -344,7 +344,7 @@ def test_backbones_computed_again_hold_one_students_activations():
         model = build(students, 'kd_mm.KDCL', target='min_logit', with_cp=with_cp)
         for p in model.parameters():
             p.grad = torch.zeros_like(p)  # there in all cases
-        peaks[count, with_cp] = benchmark._cpu_rise(lambda m=model: step_of(m, images, samples))
+        peaks[count, with_cp] = benchmark.cpu_rise(lambda m=model: step_of(m, images, samples))
     assert peaks[3, True] < 1.3 * peaks[1, False] < peaks[3, False] / 1.7
 
 

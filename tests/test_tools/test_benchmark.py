@@ -409,8 +409,8 @@ def test_memory_is_that_of_the_largest_moment():
         fourth = torch.empty(1)
         del second, third, fourth
 
-    assert benchmark._cpu_rise(run) == 6000
-    assert benchmark._cpu_rise(lambda: None) == 0
+    assert benchmark.cpu_rise(run) == 6000
+    assert benchmark.cpu_rise(lambda: None) == 0
 
 
 def test_memory_of_a_step_counts_what_the_side_holds(monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from kd_mm.utils import step_profile
 from kd_mm.utils.step_profile import BACKWARD, REST, Range, profile_step, share_out, to_markdown
 from tests.test_engine.toy_methods import model_cfg, optim_cfg
 
@@ -98,6 +99,18 @@ def test_the_tool_tells_the_parts_of_a_network_alone(tmp_path, monkeypatch, caps
     assert {'network', 'distillation losses', 'classification losses'} < set(report['parts'])
     assert to_markdown(report) in capsys.readouterr().out
     assert report['settings'] == {**SIZES, 'steps': 1}
+
+
+@pytest.mark.parametrize(('free_pages', 'grown'), [(100, 3000), (1, 2048)])
+def test_the_heap_grows_by_no_more_than_half_of_what_is_free(free_pages, grown, monkeypatch):
+    seen = []
+    monkeypatch.setattr(step_profile.platform, 'libc_ver', lambda: ('glibc', '2.36'))
+    monkeypatch.setattr(
+        step_profile.os, 'sysconf', {'SC_AVPHYS_PAGES': free_pages, 'SC_PAGE_SIZE': 4096}.get
+    )
+    monkeypatch.setattr(step_profile.torch, 'ones', lambda n, dtype: seen.append(n))
+    step_profile._grow_heap(3000)
+    assert seen == [grown]
 
 
 @pytest.mark.parametrize(
