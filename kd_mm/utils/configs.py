@@ -121,7 +121,10 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     if not isinstance(path, (str, Path)) or Path(path).suffix not in ENDINGS:
         raise ValueError(f'a config must be a file in {", ".join(ENDINGS)}, but got {path}')
     if not Path(path).is_file():
-        raise FileNotFoundError(f'no config at {path}; check the path')
+        fix = 'check the path'
+        if '::' in str(path):
+            fix = f"inherit a package's config: write _base_ = '{path}' into a file of your own"
+        raise FileNotFoundError(f'no config at {path}; {fix}')
     fix = 'mend this file or one that it inherits by _base_'
     try:
         cfg = Config.fromfile(path)

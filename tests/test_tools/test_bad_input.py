@@ -1099,6 +1099,7 @@ CONFIG_FILES = [
     row(f'{tool.split()[0]}-{name}', tool.format(name), sentence)
     for name, sentence in (
         ('nowhere.py', 'no config at nowhere.py; check the path'),
+        ('kd_mm::bake/x.py', "inherit a package's config: write _base_ = 'kd_mm::bake/x.py' into"),
         ('no_python.py', CANNOT.format('no_python.py', 'SyntaxError: ', MEND)),
         ('raises.py', CANNOT.format('raises.py', 'ZeroDivisionError: ', MEND)),
         ('empty.py', f'must have a model, .* that of empty.py is None; {MEND}'),
