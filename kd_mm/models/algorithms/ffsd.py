@@ -196,10 +196,13 @@ class FFSD(BaseCohort):
             losses['fusion/loss'] = F.cross_entropy(at_least_float32(teacher), labels)
             losses['fusion/loss_ensemble'] = self._divergence(teacher, ensemble)
         if self.leader is not None:
-            losses |= self._leader_losses(logits[self.leader], deepest, attention, teacher, fused)
+            losses.update(
+                self._leader_losses(logits[self.leader], deepest, attention, teacher, fused)
+            )
         # Last: the necks' statistics change here, and guidance comes from those before. Their
         # backward pass, then the first, frees what they keep before other gradients need room.
-        return losses | self._neck_losses(maps, deepest, attention)
+        losses.update(self._neck_losses(maps, deepest, attention))
+        return losses
 
     def _common_losses(
         self,
@@ -213,7 +216,7 @@ class FFSD(BaseCohort):
             f'{name}/loss_mutual': value.mean()
             for name, value in zip(self.common, divergences, strict=True)
         }
-        for before, name in pairwise(self.common):
+        for before, name in zip(self.common[:-1], self.common[1:], strict=True):
             source = deepest[name]
             own, others = attention[name][-1], attention[before][-1]
             if self.diversity == 'attention':

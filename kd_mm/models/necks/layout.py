@@ -17,6 +17,7 @@ def fastest_layout(x: Tensor) -> Tensor:
     if x.device.type != 'cpu':
         return x
     last = x.contiguous(memory_format=torch.channels_last)
-    if last is not x and last.requires_grad:
+    # A compiler lays out gradients by itself, and those of older torch know no hook here.
+    if last is not x and last.requires_grad and not torch.compiler.is_compiling():
         last.register_hook(torch.Tensor.contiguous)
     return last
