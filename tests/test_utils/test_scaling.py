@@ -1,6 +1,5 @@
 """What scaling costs: the formula by hand, the protocol on a fake clock."""
 
-import re
 import runpy
 import sys
 from itertools import count
@@ -88,11 +87,12 @@ def test_each_class_has_a_label():
 def test_tool_prints_both_tables(monkeypatch, capsys):
     command = 'x --ranks 1 2 --images 4 --rounds 1 --features 3 --classes 5 --labels 20'
     monkeypatch.setattr(sys, 'argv', [*command.split(), '--num-instances', '4'])
+    monkeypatch.setattr(scaling.time, 'process_time', lambda: 0.0)  # in forks, too
     tool = REPO / 'tools/analysis_tools/benchmark_scaling.py'
     runpy.run_path(str(tool), run_name='__main__')
     table = capsys.readouterr().out
     assert '| 2 | 8 | 0.00 G |' in table
-    assert re.search(r'\| 20 \| \d+\.\d\d \| 80 \| \d+\.\d\d \|', table)
+    assert '| 20 | 0.00 | 80 | 0.00 | 0.000 |' in table
 
 
 def test_tool_without_a_question_says_which_there_are(monkeypatch, capsys):

@@ -101,6 +101,14 @@ def test_the_tool_tells_the_parts_of_a_network_alone(tmp_path, monkeypatch, caps
     assert report['settings'] == {**SIZES, 'steps': 1}
 
 
+def test_the_heap_grows_by_two_steps_before_the_profile(monkeypatch):
+    seen = []
+    monkeypatch.setattr(step_profile, 'cpu_rise', lambda step: step() or 1500)
+    monkeypatch.setattr(step_profile, '_grow_heap', seen.append)
+    profile_step(recipe('ffsd'), **SIZES, steps=1, warmup=0)
+    assert seen == [3000]
+
+
 @pytest.mark.parametrize(('free_pages', 'grown'), [(100, 3000), (1, 2048)])
 def test_the_heap_grows_by_no_more_than_half_of_what_is_free(free_pages, grown, monkeypatch):
     seen = []
