@@ -3,19 +3,22 @@
 import argparse
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import (
     CheckpointGuardHook,
     CompileHook,
+    ExportHook,
     LossGuardHook,
     SafeCheckpointHook,
     SeedHook,
 )
+from kd_mm.export import shipped_names
 from kd_mm.utils import failures, launch, preflight
 from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
 from kd_mm.utils.configs import read_config
@@ -99,6 +102,29 @@ def train(args: argparse.Namespace) -> None:
             if not any(isinstance(there, hook) for there in runner.hooks):
                 runner.register_hook(hook())
         runner.train()
+        if launch.is_first_process():
+            tell_next_step(runner)
+
+
+def tell_next_step(runner: Runner) -> None:
+    """Say how to take the students out of a cohort's checkpoint, where no hook has done so."""
+    names = shipped_names(runner.cfg)
+    if not names or any(isinstance(hook, ExportHook) for hook in runner.hooks):
+        return
+    checkpoint = find_latest_checkpoint(runner.work_dir)
+    if checkpoint is None:
+        return
+    work_dir = Path(runner.work_dir)
+    config = work_dir / Path(runner.cfg.filename).name
+    commands = [
+        f'  python tools/model_converters/export_student.py {config} {checkpoint} '
+        f'--student {name} --out {work_dir / "deploy" / name}'
+        for name in names
+    ]
+    intro = (
+        'Training is done. Next, write what is deployed as plain mmpretrain weights and config:'
+    )
+    runner.logger.info('\n'.join([intro, *commands]))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 
 from kd_mm.datasets import Digits
+from kd_mm.engine.hooks import ExportHook
 from kd_mm.evidence.comparison import read_run
 from kd_mm.utils.configs import read_config
 from tests import forked
@@ -176,11 +177,51 @@ def test_a_run_has_each_hook_that_it_needs_once(monkeypatch, tmp_path):
         'SeedHook',
     }
     hooks = []
-    run = SimpleNamespace(hooks=hooks, register_hook=hooks.append, train=lambda: None)
+    run = SimpleNamespace(
+        hooks=hooks,
+        register_hook=hooks.append,
+        train=lambda: None,
+        work_dir=str(tmp_path),
+        cfg=read_config(CONFIG),
+    )
     monkeypatch.setattr(tool, 'Runner', SimpleNamespace(from_cfg=lambda cfg: run))
     for _ in range(2):
         tool.train(args)
         assert sorted(type(hook).__name__ for hook in hooks) == sorted(needed)
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'hooks', 'students'),
+    [
+        ('ffsd/ffsd_resnet20_1xb64_digits', [], ['leader']),
+        ('kdcl/kdcl-minlogit_resnet20-wrn16-1_1xb64_digits', [], ['resnet20', 'wrn16_1']),
+        ('ffsd/ffsd_resnet20_1xb64_digits', [ExportHook()], []),
+        ('bake/resnet20_1xb64_digits', [], []),  # whose checkpoint is a plain one
+    ],
+)
+def test_a_cohort_without_the_hook_is_told_how_to_export(
+    recipe, hooks, students, monkeypatch, tmp_path
+):
+    tool, _ = parsed(monkeypatch)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
+    told = []
+    cfg = read_config(f'configs/{recipe}.py')
+    logger = SimpleNamespace(info=told.append)
+    run = SimpleNamespace(cfg=cfg, hooks=hooks, work_dir=str(tmp_path), logger=logger)
+    tool.tell_next_step(run)
+    checkpoint, config = tmp_path / 'epoch_3.pth', tmp_path / Path(recipe).with_suffix('.py').name
+    commands = [
+        f'  python tools/model_converters/export_student.py {config} {checkpoint} '
+        f'--student {name} --out {tmp_path}/deploy/{name}'
+        for name in students
+    ]
+    assert '\n'.join(told).splitlines()[1:] == commands
+
+
+def test_without_a_checkpoint_there_is_nothing_to_export(monkeypatch, tmp_path):
+    tool, _ = parsed(monkeypatch)
+    cfg = read_config('configs/ffsd/ffsd_resnet20_1xb64_digits.py')
+    tool.tell_next_step(SimpleNamespace(cfg=cfg, hooks=[], work_dir=str(tmp_path)))
 
 
 def test_flags_of_mmpretrain_do_what_they_say(monkeypatch):
