@@ -1,6 +1,5 @@
 """From a kd_mm checkpoint to plain mmpretrain weights and config."""
 
-import inspect
 import io
 import json
 import os
@@ -13,21 +12,28 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import digit_version
-from mmpretrain.evaluation import Accuracy
-from mmpretrain.models.utils import ClsDataPreprocessor, ShiftWindowMSA
+from mmpretrain.models.utils import ShiftWindowMSA
 from torch import Tensor, nn
 
-from kd_mm.models.algorithms import FFSD, BaseCohort
-from kd_mm.models.algorithms.base import student_cfg
-from kd_mm.models.algorithms.ffsd import deepest_only
-from kd_mm.models.heads import BAKEMixin
-from kd_mm.registry import MODELS, SCOPE
+from kd_mm.methods.base import Roles
+from kd_mm.models.distiller import (
+    SINGLE,
+    Distiller,
+    as_distiller,
+    build_methods,
+    choose_deployed,
+    find_roles,
+)
+from kd_mm.models.networks import deepest_only, student_cfg
+from kd_mm.plain import Replaceable
+from kd_mm.registry import DATA_SAMPLERS, DATASETS, METRICS, MODELS, OPTIM_WRAPPERS, SCOPE
 from kd_mm.utils.checkpoint import check_keys
 from kd_mm.utils.configs import explained
 from kd_mm.utils.versions import import_optional
 
 PREFIX = f'{SCOPE}.'
 CONFIG = 'config.py'
+REGISTRIES = (MODELS, DATASETS, DATA_SAMPLERS, METRICS, OPTIM_WRAPPERS)
 FORMATS = ('pth', 'safetensors', 'onnx')
 # What a logit may differ by. ONNX Runtime computes in another order: relative to the largest one,
 # where that is above 1.
@@ -85,42 +91,37 @@ def choose_weights(checkpoint: Mapping[str, Any], ema: bool | None = None) -> Ma
     return {key.removeprefix(prefix): w for key, w in beside.items() if key.startswith(prefix)}
 
 
-def _plain_head(head: dict) -> dict:
-    """Return the config of the mmpretrain head that a BAKE head extends."""
-    cls = MODELS.get(head['type'])
-    plain = next(base for base in cls.__mro__ if base.__module__.startswith('mmpretrain.'))
-    own = inspect.signature(BAKEMixin.__init__).parameters
-    return {'type': plain.__name__, **{k: v for k, v in head.items() if k not in {'type', *own}}}
+def _type_of(node: Any) -> Any:
+    """Return what the type of a config stands for, if it is one of kd_mm or of its users."""
+    name = str(node.get('type')) if isinstance(node, Mapping) else ''
+    if '.' not in name:
+        return None
+    found = (registry.get(name) for registry in REGISTRIES if name.split('.')[0] != 'mmpretrain')
+    return next((cls for cls in found if cls is not None), None)
 
 
-def _is_bake_head(node: Mapping) -> bool:
-    """Tell whether a config builds one of our BAKE heads."""
-    name = str(node.get('type'))
-    cls = MODELS.get(name) if name.startswith(PREFIX) else None
-    return cls is not None and issubclass(cls, BAKEMixin)
-
-
-def plain_model_cfg(model: Any) -> Any:
-    """Return the config of the same network without distillation.
+def plain_part(node: Any) -> Any:
+    """Return a part of a config without distillation.
 
     Args:
-        model: Config of a classifier or of a part of it, left as it is.
+        node: A part of a config, left as it is.
 
     Returns:
-        A new config in which each head of ours is the mmpretrain head that it extends. Backbones
-        that only kd_mm has keep their ``kd_mm.`` type.
+        A new one in which each :class:`~kd_mm.plain.Replaceable` has its plain form. Backbones and
+        data sets that only kd_mm has keep their ``kd_mm.`` type.
 
     Examples:
-        >>> plain_model_cfg({'head': {'type': 'kd_mm.BAKEHead', 'omega': 0.5, 'in_channels': 64}})
+        >>> plain_part({'head': {'type': 'kd_mm.BAKEHead', 'omega': 0.5, 'in_channels': 64}})
         {'head': {'type': 'LinearClsHead', 'in_channels': 64}}
     """
-    if isinstance(model, (list, tuple)):
-        return [plain_model_cfg(part) for part in model]
-    if not isinstance(model, Mapping):
-        return model
-    if _is_bake_head(model):
-        return _plain_head(model)
-    return {key: plain_model_cfg(value) for key, value in model.items()}
+    if isinstance(node, (list, tuple)):
+        return [plain_part(part) for part in node]
+    if not isinstance(node, Mapping):
+        return node
+    cls = _type_of(node)
+    if isinstance(cls, type) and issubclass(cls, Replaceable):
+        return plain_part(cls.plain(node))
+    return {key: plain_part(value) for key, value in node.items()}
 
 
 def our_types(node: Any) -> set[str]:
@@ -157,8 +158,19 @@ def _without_our_scope(node: Any) -> Any:
     return [_without_our_scope(part) for part in node] if isinstance(node, list) else node
 
 
+def _roles_of(cfg: Config) -> tuple[dict | None, list[Roles]]:
+    """Return the options of a config's Distiller, and what its methods make of the students."""
+    options = as_distiller(cfg.model)
+    if options is None:
+        return None, []
+    methods = build_methods(options.get('methods') or {})
+    students = tuple(sorted(options.get('students') or [SINGLE]))
+    teachers = tuple(sorted(options.get('teachers') or {}))
+    return options, find_roles(methods, students, teachers, options.get('views', 'shared'))
+
+
 def student_names(cfg: Config) -> list[str]:
-    """Return the names of a cohort's students, the deployed one first; none for one network.
+    """Return the names of a model's students, the deployed one first; none for one network.
 
     Args:
         cfg: Config of a kd_mm run.
@@ -166,11 +178,11 @@ def student_names(cfg: Config) -> list[str]:
     Returns:
         Names that :func:`export_student` takes.
     """
-    cls = _model_class(cfg)
-    if cls is None or not issubclass(cls, BaseCohort):
+    options, roles = _roles_of(cfg)
+    if options is None or not options.get('students'):
         return []
-    names = list(cfg.model.students)
-    deploy = cfg.model.get('deploy') or _leader(cfg) or names[0]
+    names = sorted(options['students'])
+    deploy = choose_deployed(roles, tuple(names), options.get('deploy'))
     return [deploy, *(name for name in names if name != deploy)]
 
 
@@ -181,24 +193,11 @@ def shipped_names(cfg: Config) -> list[str]:
         cfg: Config of a kd_mm run.
 
     Returns:
-        All students, the deployed one first; of an FFSD cohort the leader alone, if it has one.
-        None for one network.
+        All students, the deployed one first, or those that the methods export: of FFSD the leader
+        alone, if it has one. None for one network.
     """
-    leader = _leader(cfg)
-    return student_names(cfg) if leader is None else [leader]
-
-
-def _model_class(cfg: Config) -> type | None:
-    return MODELS.get(str(cfg.model.get('type')))
-
-
-def _leader(cfg: Config) -> str | None:
-    """Return the name of an FFSD cohort's leader."""
-    cls = _model_class(cfg)
-    if cls is None or not issubclass(cls, FFSD):
-        return None
-    default = inspect.signature(FFSD).parameters['leader'].default
-    return cfg.model.get('leader', default)
+    chosen = [role.exported for role in _roles_of(cfg)[1] if role.exported is not None]
+    return [name for name in student_names(cfg) if all(name in names for names in chosen)]
 
 
 def _choose_student(cfg: Config, student: str | None) -> str | None:
@@ -229,30 +228,16 @@ def _plain_train_dataloader(loader: dict, augments: Sequence[dict]) -> dict:
         loader: Config of the loader.
         augments: What the preprocessor does to its batches, which becomes a part of the pipeline.
     """
-    plain = {**loader}
-    if (plain.get('sampler') or {}).get('type') == f'{PREFIX}ClassInstanceSampler':
-        plain['sampler'] = {'type': 'DefaultSampler', 'shuffle': True}
-    dataset = plain.get('dataset') or {}
-    if dataset.get('type') == f'{PREFIX}InMemory':
-        dataset = dataset['dataset']
+    plain = plain_part(loader)
+    collate = str((loader.get('collate_fn') or {}).get('type'))
+    if collate.startswith(PREFIX):
         plain['collate_fn'] = {'type': 'default_collate'}
-    if dataset.get('type') == f'{PREFIX}HoldOut':
-        dataset = dataset['dataset']
+    dataset = plain.get('dataset') or {}
     if 'pipeline' in dataset:
         drawn = [t for augment in augments for t in MODELS.build(augment).transforms]
         steps = _plain_pipeline(dataset['pipeline'])
-        dataset = {**dataset, 'pipeline': [*steps[:-1], *drawn, *steps[-1:]]}
-    return {**plain, 'dataset': dataset}
-
-
-def _plain_evaluator(evaluator: Any) -> Any:
-    """Return mmpretrain's accuracy in place of a cohort's."""
-    if isinstance(evaluator, (list, tuple)):
-        return [_plain_evaluator(part) for part in evaluator]
-    if isinstance(evaluator, Mapping) and evaluator.get('type') == f'{PREFIX}CohortAccuracy':
-        known = inspect.signature(Accuracy).parameters
-        return {**{k: v for k, v in evaluator.items() if k in known}, 'type': 'Accuracy'}
-    return evaluator
+        plain['dataset'] = {**dataset, 'pipeline': [*steps[:-1], *drawn, *steps[-1:]]}
+    return plain
 
 
 def _plain_hooks(hooks: Mapping[str, Any], students: list[str]) -> dict:
@@ -277,6 +262,24 @@ def _part_of(student: str, parts: Mapping[str, Mapping]) -> str:
     )
 
 
+def _plain_network(options: Mapping, roles: Sequence[Roles], name: str | None) -> dict:
+    """Return the config of one student of a Distiller as a model of its own.
+
+    Args:
+        options: Of the Distiller.
+        roles: What its methods make of the students.
+        name: The student; None for one network.
+    """
+    network = student_cfg(options['student'] if name is None else options['students'][name])
+    if any(role.stages is not None for role in roles):
+        network = deepest_only(network)
+    network = network.to_dict()
+    for key in ('train_cfg', 'data_preprocessor'):
+        if options.get(key):
+            network[key] = options[key]
+    return network
+
+
 def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     """Return the config of a plain mmpretrain run of the same network on the same data.
 
@@ -293,17 +296,12 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     """
     plain = {key: value for key, value in cfg.to_dict().items() if not key.startswith('_')}
     name = _choose_student(cfg, student)
-    if name is not None:
-        augments = plain['model'].get('train_cfg')
-        student = student_cfg(plain['model']['students'][name])
-        if issubclass(_model_class(cfg), FFSD):
-            student = deepest_only(student)
-        plain['model'] = student.to_dict()
-        if augments:
-            plain['model']['train_cfg'] = augments
+    options, roles = _roles_of(cfg)
+    if options is not None:
+        plain['model'] = _plain_network(options, roles, name)
         optim_wrapper = plain.get('optim_wrapper') or {}
         if 'parts' in optim_wrapper:
-            part = _part_of(name, optim_wrapper['parts'])
+            part = _part_of(name or SINGLE, optim_wrapper['parts'])
             plain['optim_wrapper'] = {
                 key: value
                 for key, value in optim_wrapper['parts'][part].items()
@@ -313,15 +311,12 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
                 plain['param_scheduler'] = plain['param_scheduler'].get(
                     part, plain['param_scheduler']
                 )
-    if (plain.get('optim_wrapper') or {}).get('type') == 'kd_mm.Bfloat16OptimWrapper':
-        plain['optim_wrapper'].update(type='AmpOptimWrapper', dtype='bfloat16')
-    plain['model'] = plain_model_cfg(plain['model'])
+    augments = (plain.get('data_preprocessor') or {}).get('augments', ())
     if plain.get('train_dataloader'):
-        augments = (plain.get('data_preprocessor') or {}).get('augments', ())
         plain['train_dataloader'] = _plain_train_dataloader(plain['train_dataloader'], augments)
-    for key in ('val_evaluator', 'test_evaluator'):
+    for key in ('model', 'optim_wrapper', 'val_evaluator', 'test_evaluator', 'data_preprocessor'):
         if plain.get(key):
-            plain[key] = _plain_evaluator(plain[key])
+            plain[key] = plain_part(plain[key])
     if plain.get('default_hooks'):
         plain['default_hooks'] = _plain_hooks(plain['default_hooks'], student_names(cfg))
     if plain.get('custom_hooks'):
@@ -330,10 +325,6 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     for key in ('work_dir', 'model_wrapper_cfg'):
         plain.pop(key, None)
     plain = _without_our_scope(plain)
-    preprocessor = plain.get('data_preprocessor') or {}
-    if str(preprocessor.get('type')).startswith(PREFIX):
-        known = inspect.signature(ClsDataPreprocessor).parameters  # mmpretrain's, the default
-        plain['data_preprocessor'] = {k: v for k, v in preprocessor.items() if k in known}
     if not our_types(plain) and 'custom_imports' in plain:
         imports = [name for name in plain['custom_imports']['imports'] if name != 'kd_mm']
         plain['custom_imports']['imports'] = imports
@@ -512,13 +503,15 @@ def export_student(
     with explained('the model cannot be built', 'use the config that was dumped beside it'):
         trained, network = (MODELS.build(c.model).eval() for c in (cfg, plain))
     _load(trained, state_dict)
-    if name is not None:
-        prefix = f'students.{name}.'
-        trained = trained.students[name]
+    if isinstance(trained, Distiller):
+        state_dict = trained.state_dict(keep_vars=True)
+        prefix = '' if name is None else f'students.{name}.'
+        trained = trained.students[name or SINGLE]
+        known = trained.state_dict()
         state_dict = {
             key.removeprefix(prefix): weight
             for key, weight in state_dict.items()
-            if key.startswith(prefix)
+            if key.startswith(prefix) and key.removeprefix(prefix) in known
         }
         # The norms of maps that a deployed backbone does not give. The logits tell if it is more.
         unused = state_dict.keys() - network.state_dict().keys()

@@ -8,29 +8,93 @@ MMEngine marks what a config takes from a base ``kd_mm::`` with that scope, mmpr
 ``_base_.train_pipeline``, too. Hence each registry knows what mmpretrain's does.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import Registry
 from mmpretrain import registry as mmpretrain_registry
+
+from kd_mm.checks import did_you_mean
 
 __all__ = [
     'DATASETS',
     'DATA_SAMPLERS',
     'FUNCTIONS',
     'HOOKS',
+    'METHODS',
     'METRICS',
     'MODELS',
     'OPTIM_WRAPPERS',
     'OPTIM_WRAPPER_CONSTRUCTORS',
+    'SCHEDULES',
+    'MethodRegistry',
 ]
 
 SCOPE = 'kd_mm'
 
 
+class _OwnRegistry(Registry):
+    """A registry of kd_mm's own, which neither MMEngine nor mmpretrain has."""
+
+    def create(self, cfg: Mapping[str, Any], place: str) -> Any:
+        """Build what a config names, in whatever scope it is written.
+
+        Args:
+            cfg: With a ``type``, such as ``'kd_mm.KDCL'`` or ``'KDCL'``. Left as it is.
+            place: Where the config has it, for the error.
+
+        Raises:
+            ValueError: If there is no such type, or it refuses a value.
+            TypeError: If it has no such option.
+        """
+        options = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
+        name = cfg.get('type')
+        found = self.get(name) if isinstance(name, str) else None
+        if found is None:
+            known = [f'{SCOPE}.{known}' for known in self.module_dict]
+            raise ValueError(
+                f'{place} must have the type of a {self.name}, but got {name!r}; '
+                f'{did_you_mean(str(name), known)}'
+            )
+        return found(**options)
+
+
+class MethodRegistry(_OwnRegistry):
+    """The distillation methods of a project.
+
+    Registering a method also registers the model type of its name: ``type='kd_mm.KDCL'`` is the
+    Distiller with the method ``KDCL``. A project of its own writes, in its ``registry.py``,
+    ``METHODS = MethodRegistry('my_project', MODELS, ['my_project.methods'])``.
+
+    Args:
+        scope: Prefix of the types in configs.
+        models: The project's registry of models.
+        locations: Modules that register methods.
+    """
+
+    def __init__(self, scope: str, models: Registry, locations: list[str]) -> None:
+        parent = None if scope == SCOPE else METHODS
+        super().__init__('method', parent=parent, scope=scope, locations=locations)
+        self.models = models
+
+    def _register_module(self, module, module_name=None, force=False) -> None:
+        from kd_mm.methods.base import DistillerOf
+
+        super()._register_module(module, module_name, force)
+        names = (
+            [module_name or module.__name__] if not isinstance(module_name, list) else module_name
+        )
+        for name in names:
+            model = DistillerOf(module, f'{self.scope}.{name}')
+            self.models.register_module(name=name, module=model, force=force)
+
+
 class _ExtendingRegistry(Registry):
     """A registry that extends one of mmpretrain's, and is found by its scope beside it."""
 
-    def __init__(self, base: Registry, location: str) -> None:
-        super().__init__(base.name, parent=base.parent, scope=SCOPE, locations=[location])
+    def __init__(self, base: Registry, *locations: str) -> None:
+        super().__init__(base.name, parent=base.parent, scope=SCOPE, locations=list(locations))
         self.parent = base  # where a look-up goes on
 
     def import_from_location(self) -> None:
@@ -39,7 +103,9 @@ class _ExtendingRegistry(Registry):
         self.parent.import_from_location()
 
 
-MODELS = _ExtendingRegistry(mmpretrain_registry.MODELS, 'kd_mm.models')
+MODELS = _ExtendingRegistry(mmpretrain_registry.MODELS, 'kd_mm.models', 'kd_mm.methods')
+METHODS = MethodRegistry(SCOPE, MODELS, ['kd_mm.methods'])
+SCHEDULES = _OwnRegistry('schedule', scope=SCOPE, locations=['kd_mm.methods'])
 DATASETS = _ExtendingRegistry(mmpretrain_registry.DATASETS, 'kd_mm.datasets')
 DATA_SAMPLERS = _ExtendingRegistry(mmpretrain_registry.DATA_SAMPLERS, 'kd_mm.datasets')
 FUNCTIONS = Registry(

@@ -41,8 +41,14 @@ from .conftest import REPO, run_tool
 CONFIGS = REPO / 'configs'
 PATHS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/*.py'))
 BAKE = [path for path in PATHS if path.startswith('bake/')]
-KDCL = [path for path in PATHS if path.startswith('kdcl/')]
-FFSD = [path for path in PATHS if path.startswith('ffsd/')]
+# DML is a baseline of both papers: its configs are tested with those of the paper's method.
+DML_OF_FFSD = [
+    'dml/dml_2xresnet32_1xb128-300e_cifar100.py',
+    'dml/dml_2xwrn16-2_1xb128-300e_cifar100.py',
+]
+DML_OF_KDCL = [p for p in PATHS if p.startswith('dml/') and p not in DML_OF_FFSD]
+KDCL = [path for path in PATHS if path.startswith('kdcl/')] + DML_OF_KDCL
+FFSD = [path for path in PATHS if path.startswith('ffsd/')] + DML_OF_FFSD
 COHORTS = KDCL + FFSD
 VANILLA = [path for path in PATHS if path.startswith('vanilla/')]
 # Another loader for a recipe of another folder, whose name and settings tell the rest.
@@ -1102,7 +1108,8 @@ def test_loss_step_reaches_every_parameter(path, px):
 def test_cohorts_loss_step_reaches_every_parameter(path, px):
     torch.manual_seed(0)
     np.random.seed(0)
-    cfg = load(f'kdcl/{path}.py')
+    method = path.split('_')[0].split('-')[0]
+    cfg = load(f'{method}/{path}.py')
     names = list(cfg.model.students)
     overrides = {f'model.students.{name}.head.num_classes': 3 for name in names}
     # Of three classes, none has a fifth place.
@@ -1118,7 +1125,7 @@ def test_cohorts_loss_step_reaches_every_parameter(path, px):
         'data_samples': [DataSample().set_gt_label(label) for label in labels],
     }
     losses = model(**model.data_preprocessor(data, training=True), mode='loss')
-    distilled = {f'{name}/loss_{path.split("_")[0].split("-")[0]}' for name in names}
+    distilled = {f'{name}/loss_{method}' for name in names}
     assert losses.keys() == {f'{name}/loss' for name in names} | distilled
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(losses[key] > 0 for key in distilled)
@@ -1328,7 +1335,7 @@ def readme_rows(folder):
     return rows
 
 
-@pytest.mark.parametrize('folder', ['bake', 'ffsd', 'in_memory', 'kdcl', 'vanilla'])
+@pytest.mark.parametrize('folder', ['bake', 'dml', 'ffsd', 'in_memory', 'kdcl', 'vanilla'])
 def test_readme_lists_each_config_with_its_published_number(folder):
     rows = readme_rows(folder)
     assert {path for path in PATHS if path.startswith(folder)} <= rows.keys()

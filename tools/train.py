@@ -13,6 +13,7 @@ import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.engine.hooks import (
     CheckpointGuardHook,
     CompileHook,
+    DistillerHook,
     ExportHook,
     LossGuardHook,
     SafeCheckpointHook,
@@ -25,7 +26,14 @@ from kd_mm.utils.configs import read_config
 from kd_mm.utils.locks import lock_work_dir
 
 # What each run has, also that of a recipe of others.
-HOOKS = (CheckpointGuardHook, CompileHook, LossGuardHook, SafeCheckpointHook, SeedHook)
+HOOKS = (
+    CheckpointGuardHook,
+    CompileHook,
+    DistillerHook,
+    LossGuardHook,
+    SafeCheckpointHook,
+    SeedHook,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -96,7 +104,6 @@ def train(args: argparse.Namespace) -> None:
             lock = lock_work_dir(cfg.work_dir)
     with lock, failures.one_sentence(cfg.work_dir):
         launch.use_gloo_without_gpu(cfg)
-        launch.hold_freed_memory()
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         for hook in HOOKS:
             if not any(isinstance(there, hook) for there in runner.hooks):

@@ -2,5 +2,5 @@ _base_ = [
     '../_base_/models/ffsd_wrn40_2.py',
     '../_base_/datasets/cifar100_bs128_reflect_cohort.py',
     '../_base_/schedules/cifar100_bs128_ffsd_cohort.py',
-    '../_base_/ffsd_runtime.py',
+    '../_base_/default_runtime.py',
 ]

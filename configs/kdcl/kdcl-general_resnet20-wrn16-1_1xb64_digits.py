@@ -12,11 +12,3 @@ train_dataloader = dict(
         dataset=_base_.train_dataloader.dataset,
     )
 )
-default_hooks = dict(
-    generalization_weights=dict(
-        # Types without a prefix are mmpretrain's, for a project that inherits `kd_mm::` as well.
-        _scope_='mmpretrain',
-        type='kd_mm.GeneralizationWeightsHook',
-        pipeline=_base_.test_pipeline,
-    )
-)

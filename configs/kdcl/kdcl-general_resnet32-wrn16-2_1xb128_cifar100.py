@@ -12,8 +12,3 @@ train_dataloader = dict(
         dataset=_base_.train_dataloader.dataset,
     )
 )
-default_hooks = dict(
-    generalization_weights=dict(
-        type='kd_mm.GeneralizationWeightsHook', pipeline=_base_.test_pipeline
-    )
-)

@@ -1,5 +1,5 @@
 # On the recipe of FFSD's ResNet-20, to compare the methods.
-_base_ = './dml_2xresnet20_1xb128-300e_cifar100.py'
+_base_ = '../dml/dml_2xresnet20_1xb128-300e_cifar100.py'
 
 model = dict(
     type='kd_mm.KDCL',

@@ -3,7 +3,7 @@
 from .digits import Digits
 from .hold_out import HoldOut
 from .in_memory import InMemory, batch_collate
-from .labels import get_labels
+from .labels import get_labels, image_numbers
 from .published import MITIndoor67, StanfordDogs, TinyImageNet
 from .samplers import ClassInstanceSampler
 
@@ -17,4 +17,5 @@ __all__ = [
     'TinyImageNet',
     'batch_collate',
     'get_labels',
+    'image_numbers',
 ]

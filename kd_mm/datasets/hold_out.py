@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset, force_full_init
 from mmengine.registry import DATASETS as ROOT_DATASETS
 
+from kd_mm.plain import Replaceable
 from kd_mm.registry import DATASETS
 
 __all__ = ['HoldOut']
@@ -16,7 +18,7 @@ _MOST_NAMED = 5
 
 
 @DATASETS.register_module()
-class HoldOut:
+class HoldOut(Replaceable):
     """A data set without some images of each class, or those images alone.
 
     The two parts of one data set with the same ``num_per_class`` share no image and are all of
@@ -76,6 +78,11 @@ class HoldOut:
         self._fully_initialized = False
         if not lazy_init:
             self.full_init()
+
+    @classmethod
+    def plain(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the whole data set; see the base class."""
+        return dict(cfg['dataset'])
 
     @property
     def metainfo(self) -> dict:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence, Sized
+from typing import Any
 
 import torch
 from mmengine.dataset import default_collate, force_full_init
@@ -9,6 +10,7 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from kd_mm.plain import Replaceable
 from kd_mm.registry import DATASETS, FUNCTIONS
 
 __all__ = ['InMemory', 'batch_collate']
@@ -37,7 +39,7 @@ def batch_collate(data: Mapping | Sequence) -> Mapping:
 
 
 @DATASETS.register_module()
-class InMemory:
+class InMemory(Replaceable):
     """A classification data set whose images lie in one tensor, and whose batches are slices.
 
     The pipeline of the data set runs once for each image, at the start: it ends in ``PackInputs``
@@ -69,6 +71,11 @@ class InMemory:
         self._fully_initialized = False
         if not lazy_init:
             self.full_init()
+
+    @classmethod
+    def plain(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the data set itself; see the base class."""
+        return dict(cfg['dataset'])
 
     @property
     def metainfo(self) -> dict:

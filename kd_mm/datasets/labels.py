@@ -13,8 +13,9 @@ from torch.utils.data import ConcatDataset, Subset
 
 from .hold_out import HoldOut
 from .in_memory import InMemory
+from .numbered import NumberedDataset
 
-__all__ = ['LabelIndex', 'get_labels', 'index_labels']
+__all__ = ['LabelIndex', 'get_labels', 'image_numbers', 'index_labels']
 
 _BLOCK = 1 << 16  # addresses turned into Python ints at a time
 
@@ -87,6 +88,40 @@ def index_labels(dataset: Sized) -> LabelIndex:
     return LabelIndex(labels[images], images, classes and tuple(classes), complete)
 
 
+def image_numbers(dataset: Sized) -> np.ndarray:
+    """Number the images of a data set: items that show the same image have the same number.
+
+    An image is an item of a data set that wraps no other. Of the wrappers in
+    :func:`get_labels`, ``RepeatDataset``, ``ClassBalancedDataset``, a ``Subset`` that names an
+    index twice and a concatenation that names a data set object twice repeat images. Two data
+    set objects that read the same file have two images. No label is read.
+
+    Args:
+        dataset: A data set of M items that show n different images.
+
+    Returns:
+        Int64 numbers (M,). Each of 0..n-1 occurs; a data set without repeats in ascending order
+        has ``arange(M)``. The numbers depend on the data set alone, so that a resumed run
+        has the same ones.
+
+    Raises:
+        ValueError: If ``num_batch_per_epoch`` asks for more images than there are.
+
+    Examples:
+        >>> from torch.utils.data import ConcatDataset, Subset
+        >>> from kd_mm.datasets import image_numbers
+        >>> letters = ['a', 'b', 'c', 'd']
+        >>> image_numbers(letters).tolist()
+        [0, 1, 2, 3]
+        >>> parts = [Subset(letters, [3, 1, 1]), Subset(letters, [3])]
+        >>> image_numbers(ConcatDataset(parts)).tolist()
+        [1, 0, 0, 1]
+    """
+    # Places have gaps where a subset leaves images out.
+    _, numbers = np.unique(_flatten(dataset, []), return_inverse=True)
+    return numbers.astype(np.int64, copy=False)
+
+
 def _flatten(dataset: Sized, leaves: list[tuple[Sized, np.ndarray]]) -> np.ndarray:
     """Map each item to its place in the concatenation of the innermost data sets.
 
@@ -95,6 +130,8 @@ def _flatten(dataset: Sized, leaves: list[tuple[Sized, np.ndarray]]) -> np.ndarr
     size = len(dataset)  # initialises a lazy data set, too
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([_flatten(part, leaves) for part in dataset.datasets])
+    if isinstance(dataset, NumberedDataset):
+        return _flatten(dataset.inner, leaves)
     if isinstance(dataset, InMemory):
         return _flatten(dataset.dataset, leaves)
     if isinstance(dataset, RepeatDataset):

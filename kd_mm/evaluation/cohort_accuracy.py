@@ -1,19 +1,23 @@
 """The accuracy of every student of a cohort, in one pass over the data."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
+from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
+from mmpretrain.evaluation import Accuracy
 from torch import Tensor
 
-from kd_mm.functional.ranges import check_flag
+from kd_mm.checks import check_flag
+from kd_mm.plain import Replaceable
 from kd_mm.registry import METRICS
 
 SUMMARIES = ('mean', 'best', 'ensemble', 'any_right')
 
 
 @METRICS.register_module()
-class CohortAccuracy(BaseMetric):
+class CohortAccuracy(Replaceable, BaseMetric):
     """Top-k accuracy of each student, their mean, the best of them, and their ensemble.
 
     Keys, in this order, for each k: ``<name>/accuracy/top<k>`` of each student;
@@ -70,6 +74,12 @@ class CohortAccuracy(BaseMetric):
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
         if not self.topk or any(type(k) is not int or k < 1 for k in self.topk):
             raise ValueError(f'topk must hold numbers of at least 1, but got {topk!r}')
+
+    @classmethod
+    def plain(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Return mmpretrain's accuracy; see the base class."""
+        known = signature(Accuracy).parameters
+        return {**{k: v for k, v in cfg.items() if k in known}, 'type': 'Accuracy'}
 
     def process(self, data_batch: object, data_samples: Sequence[Mapping]) -> None:
         """Note which students were right.

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from kd_mm.models.algorithms.base import student_cfg
+from kd_mm.models.distiller import as_distiller
+from kd_mm.models.networks import student_cfg
 
 from .reproduction import LEFT_OUT, OF_NO_STUDENT, RESULT, Line, Row, summarise
-from .run_log import find_runs, has_trained, read_log, series, top1_curves
+from .run_log import SINGLE, find_runs, has_trained, read_log, series, top1_curves
 
 VANILLA = 'vanilla_'  # how the names of the configs in configs/vanilla begin
 # What a dumped config holds of the run and not of the recipe.
@@ -278,9 +279,10 @@ def _max(recipe: Recipe) -> tuple[int, str]:
 def _same_network(run: RecordedRun, network: str, other: Recipe) -> bool:
     """Tell whether a vanilla recipe trains the same backbone for the same validation images."""
     plain = next(iter(other.runs.values()))
-    model = run.cfg.model
-    if 'students' in model:
-        model = student_cfg(model.students[network]) if network in model.students else {}
+    model, options = run.cfg.model, as_distiller(run.cfg.model)
+    if options is not None:
+        students = options.get('students') or {SINGLE: options['student']}
+        model = student_cfg(students[network]) if network in students else {}
     own, others = ({**m.get('backbone', {})} for m in (model, plain.cfg.model))
     for backbone in (own, others):
         for key in OF_NO_NETWORK:

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from kd_mm.models.distiller import named_networks
 from kd_mm.registry import MODELS
 from kd_mm.utils.checkpoint import check_keys, load_checkpoint
 from kd_mm.utils.resume import pointed_at
@@ -112,6 +113,7 @@ def predict(work_dir: Path, cfg: Config) -> RunPredictions:
     check_keys(state_dict, model.state_dict(), str(checkpoint))
     model.load_state_dict(state_dict)
     model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+    single = '' in named_networks(model)
     loader = Runner.build_dataloader(cfg.val_dataloader, seed=0)
     parts: dict[str, list[Tensor]] = {}
     labels = []
@@ -119,7 +121,7 @@ def predict(work_dir: Path, cfg: Config) -> RunPredictions:
         samples = model.val_step(batch)
         own = torch.cat([sample.gt_label for sample in samples])
         labels.append(own.cpu())
-        for name, scores in scores_by_network(samples).items():
+        for name, scores in scores_by_network(samples, single).items():
             confidence, predicted = scores.max(dim=1)
             true_prob = scores.gather(1, own[:, None]).squeeze(1)
             columns = torch.stack([predicted.double(), confidence.double(), true_prob.double()])
@@ -145,23 +147,25 @@ def predict(work_dir: Path, cfg: Config) -> RunPredictions:
     return read_predictions(work_dir)
 
 
-def scores_by_network(samples: list[DataSample]) -> dict[str, Tensor]:
+def scores_by_network(samples: list[DataSample], single: bool = False) -> dict[str, Tensor]:
     """Return the class probabilities of each network that the log has an accuracy of.
 
     Args:
-        samples: Predictions of a cohort or of a classifier.
+        samples: Predictions of a Distiller or of a classifier.
+        single: Whether one network predicts, which has no name in the log.
 
     Returns:
-        (n, K) by name: the students, their ensemble, and what is no part of it (FFSD's leader and
-        its fusion); of one network alone, its own.
+        (n, K) by name: the students, their ensemble, and classifiers that are no part of it; of
+        one network, its own in place of the first two.
     """
-    if 'student_scores' not in samples[0]:
-        return {SINGLE: torch.stack([sample.pred_score for sample in samples])}
-    scores = {
-        name: torch.stack([sample.student_scores[name] for sample in samples])
-        for name in samples[0].student_scores
-    }
-    scores['ensemble'] = torch.stack(list(scores.values())).mean(dim=0)
+    if single or 'student_scores' not in samples[0]:
+        scores = {SINGLE: torch.stack([sample.pred_score for sample in samples])}
+    else:
+        scores = {
+            name: torch.stack([sample.student_scores[name] for sample in samples])
+            for name in samples[0].student_scores
+        }
+        scores['ensemble'] = torch.stack(list(scores.values())).mean(dim=0)
     for name in samples[0].get('scores_beside', {}):
         scores[name] = torch.stack([sample.scores_beside[name] for sample in samples])
     return scores

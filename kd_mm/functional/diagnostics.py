@@ -125,7 +125,7 @@ def affinity_entropy(affinities: Tensor) -> Tensor:
     .. math:: -\frac{1}{N \log (N - 1)} \sum_{ij} A_{ij} \log A_{ij}
 
     Args:
-        affinities: A of :func:`kd_mm.functional.batch_ensemble.affinity`, (N, N) with N > 2.
+        affinities: A of :func:`kd_mm.functional.bake.affinity`, (N, N) with N > 2.
 
     Returns:
         A scalar in [0, 1]: 1 where each listens to all others alike, 0 where each listens to one.
@@ -145,7 +145,7 @@ def own_class_mass(affinities: Tensor, labels: Tensor) -> Tensor:
     .. math:: \frac{1}{N} \sum_{ij} A_{ij} \, y_i \cdot y_j
 
     Args:
-        affinities: A of :func:`kd_mm.functional.batch_ensemble.affinity`, (N, N).
+        affinities: A of :func:`kd_mm.functional.bake.affinity`, (N, N).
         labels: Distributions over the classes, one-hot or mixed, (N, K).
 
     Returns:

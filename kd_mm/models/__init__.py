@@ -1,5 +1,19 @@
-"""Model parts of kd_mm: losses, heads, necks, algorithms, and backbones that mmpretrain lacks."""
+"""Models of kd_mm: the Distiller, its heads and necks, and backbones that mmpretrain lacks."""
 
-from . import algorithms, backbones, batch_augments, heads, losses, necks
+from .backbones import *  # noqa: F403
+from .batch_augments import BatchRandomCrop, BatchRandomFlip
+from .data_preprocessor import CohortDataPreprocessor
+from .distiller import Distiller
+from .heads import BAKEHead
+from .necks import FeatureFusionNeck, FusionDecoder, SelfDistillationNeck
 
-__all__ = ['algorithms', 'backbones', 'batch_augments', 'heads', 'losses', 'necks']
+__all__ = [
+    'BAKEHead',
+    'BatchRandomCrop',
+    'BatchRandomFlip',
+    'CohortDataPreprocessor',
+    'Distiller',
+    'FeatureFusionNeck',
+    'FusionDecoder',
+    'SelfDistillationNeck',
+]

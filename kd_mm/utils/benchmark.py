@@ -3,8 +3,8 @@
 Both sides run in one process, A B, B A, A B, …, on equal images and equal weights, and each pair
 of neighbouring steps gives one ratio, so that a machine that slows down for a while slows both
 sides. Printed with the interval of its median, because on a shared machine a step's own spread
-exceeds the cost of a cheap method many times over. A cohort's other side is the plain training
-of all its students, one after the other.
+exceeds the cost of a cheap method many times over. The other side of several students is the
+plain training of each, one after the other.
 """
 
 import copy
@@ -20,7 +20,7 @@ import mmpretrain
 import numpy as np
 import torch
 from mmengine.analysis import get_model_complexity_info
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.models import ImageClassifier
@@ -32,8 +32,9 @@ from kd_mm.engine.hooks import ChannelsLastHook
 from kd_mm.engine.hooks.channels_last_hook import use_channels_last
 from kd_mm.engine.hooks.compile_hook import keep_eager
 from kd_mm.export import plain_cfg
-from kd_mm.models.algorithms import BaseCohort
-from kd_mm.models.algorithms.base import student_cfg
+from kd_mm.models.distiller import Distiller, as_distiller, named_networks
+from kd_mm.models.networks import student_cfg
+from kd_mm.utils.dry_run import set_last_epoch
 from kd_mm.version import __version__
 
 CHANNELS_LAST, BFLOAT16 = 'kd_mm.ChannelsLastHook', 'kd_mm.Bfloat16OptimWrapper'
@@ -61,9 +62,11 @@ def compare_steps(
     of a pair draw the same random numbers. On CUDA, times come from events and the host never
     waits inside the timed loop.
 
-    A cohort is compared with its students' own recipes, :func:`undistilled` for each name: the
-    times of their steps add up, and so do their memories, as they would on a device each. A cohort
-    with views per student gets each view of its own, of the same images.
+    Several students are compared with their own recipes, :func:`undistilled` for each name: the
+    times of their steps add up, and so do their memories, as they would on a device each. A model
+    that takes several views gets each of its own, of the same images. Weights of loss terms are
+    those of the last epoch, teachers have random weights, and a method's memory of the training
+    images holds those of the batch alone.
 
     What a config says of ``compile``, ``kd_mm.ChannelsLastHook`` and its optimizer wrapper holds,
     as in a run of it; of what else its hooks do, nothing.
@@ -123,6 +126,7 @@ def compare_steps(
     batch = RandomBatch(plain, settings, device)
     watch = Stopwatch(device, clock)
     sides = [Side(cfg, settings, device, watch) for cfg in (config, *against)]
+    batch.numbered = any(side.needs_numbers for side in sides)
     same_weights = _share_weights(*sides)
 
     spans, loss_spans = [[] for _ in sides], [[] for _ in sides]
@@ -315,7 +319,12 @@ class RandomBatch:
         plain: Config of one network, whose backbone tells the number of channels.
         settings: Batch size, image size and number of classes.
         device: Where the batch lies.
+
+    Attributes:
+        numbered: Whether data samples carry the number of their image.
     """
+
+    numbered = False
 
     def __init__(self, plain: Config, settings: dict, device: str):
         channels = plain.model.get('backbone', {}).get('in_channels', 3)
@@ -334,6 +343,8 @@ class RandomBatch:
             num_views: Length of the list of views; by default the images are no list.
         """
         samples = [DataSample().set_gt_label(label) for label in self.labels]
+        for number, sample in enumerate(samples if self.numbered else ()):
+            sample.set_field(number, 'image_number', field_type='metainfo')
         inputs = self.images if num_views is None else [self.images] * num_views
         return {'inputs': inputs, 'data_samples': samples}
 
@@ -342,9 +353,10 @@ class Side:
     """One of the recipes: its model and its optimizer wrapper.
 
     Attributes:
-        networks: The classifiers that it trains: a cohort's students, or the model alone.
+        networks: The classifiers that it trains: the students, or the model alone.
         optimizers: One, or those of a joint wrapper's parts.
         num_views: Views of each image that a step takes; None where it takes the images.
+        needs_numbers: Whether a method needs the numbers of the images.
         loss: The last step's loss.
         loss_span: Start of the last step's head loss and end of its backward, as the stopwatch
             tells time. None if the model has no single head, or is compiled.
@@ -355,9 +367,8 @@ class Side:
         preprocessor_cfg = config.get('data_preprocessor')
         if preprocessor_cfg is not None:
             model_cfg.setdefault('data_preprocessor', copy.deepcopy(preprocessor_cfg))
-        if 'students' in model_cfg:
-            students = model_cfg['students'].items()
-            model_cfg['students'] = {name: student_cfg(cfg) for name, cfg in students}
+        if as_distiller(model_cfg) is not None:
+            model_cfg.update(_whole_networks(model_cfg))
         _set_num_classes(model_cfg, settings['num_classes'])
         optim_cfg = copy.deepcopy(config.optim_wrapper)
         if settings['amp']:
@@ -371,11 +382,18 @@ class Side:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group['lr'] = 0.0
-        cohort = isinstance(self.model, BaseCohort)
-        self.networks = list(self.model.students.values()) if cohort else [self.model]
-        per_student = cohort and self.model.views == 'per_student'
-        drawn = cohort and getattr(self.model.data_preprocessor, 'num_views', None)
-        self.num_views = len(self.networks) if per_student and not drawn else None
+        self.networks = list(named_networks(self.model).values())
+        self.teachers: list[nn.Module] = []
+        self.num_views = None
+        self.needs_numbers = False
+        if isinstance(self.model, Distiller):
+            set_last_epoch(self.model, settings['batch_size'])
+            self.model.teachers.ready = True  # the time of a step depends on no weight
+            self.teachers = list(self.model.teachers.networks.values())
+            self.needs_numbers = 'index' in self.model.needs
+            if getattr(self.model.data_preprocessor, 'num_views', None) is None:
+                views = {'shared': None, 'per_student': len(self.networks)}
+                self.num_views = views.get(self.model.views, self.model.views)
         self.loss = None
         self.loss_span = None
         compiled, channels_last, _ = _switches(config)
@@ -437,7 +455,7 @@ def undistilled(config: Config, student: str | None = None) -> Config:
 
     Args:
         config: A recipe. It is not changed.
-        student: Name of a student of a cohort; by default the deployed one.
+        student: Name of a student; by default the deployed one.
 
     Returns:
         :func:`kd_mm.export.plain_cfg`, which keeps ``compile``, with what that leaves out of
@@ -451,6 +469,13 @@ def undistilled(config: Config, student: str | None = None) -> Config:
         plain.optim_wrapper.type = wrapper
         plain.optim_wrapper.pop('dtype', None)
     return plain
+
+
+def _whole_networks(model: ConfigDict) -> dict:
+    """Return the students and teachers of a Distiller's config, with the recipes they name."""
+    groups = {key: model[key] for key in ('students', 'teachers') if model.get(key)}
+    found = {key: {n: student_cfg(c) for n, c in cfgs.items()} for key, cfgs in groups.items()}
+    return {**found, 'student': student_cfg(model['student'])} if model.get('student') else found
 
 
 def _names_of(against: list[Config], names: Sequence[str] | None) -> list[str]:
@@ -501,7 +526,8 @@ def _peak_memory(side: Side, batch: RandomBatch, device: str) -> int:
     Not of its first step, which has no optimizer state until its end.
     """
     states = [state for optimizer in side.optimizers for state in optimizer.state.values()]
-    held = [*side.model.parameters(), *side.model.buffers()]
+    models = [side.model, *side.teachers]
+    held = [w for model in models for w in (*model.parameters(), *model.buffers())]
     held += [param.grad for param in side.model.parameters() if param.grad is not None]
     held += [value for state in states for value in state.values() if torch.is_tensor(value)]
     measure = _cuda_rise if device == 'cuda' else cpu_rise

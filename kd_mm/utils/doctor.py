@@ -33,8 +33,10 @@ from torch import Tensor, nn
 
 from kd_mm.datasets import ClassInstanceSampler
 from kd_mm.engine.hooks.loss_guard_hook import subjects
-from kd_mm.models.algorithms import BaseCohort
-from kd_mm.models.heads import BAKEMixin
+from kd_mm.methods.base import NEEDS
+from kd_mm.models.distiller import Distiller, named_networks
+from kd_mm.models.heads import DistillingHead
+from kd_mm.models.networks import num_classes_of
 from kd_mm.utils.checkpoint import bare_model, load_checkpoint
 from kd_mm.utils.preflight import (
     USER_ERRORS,
@@ -259,7 +261,7 @@ class Rehearsal:
 
     def weights(self) -> Iterator[Finding]:
         """Compare students, and the model with the checkpoint that it starts from."""
-        if isinstance(self.model, BaseCohort):
+        if isinstance(self.model, Distiller):
             for first, second in self.model.equal_students():
                 yield Finding(
                     WARNING,
@@ -323,7 +325,7 @@ class Rehearsal:
         if device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(device)
         marks = [time.perf_counter()]
-        # Beginning anew where there are few batches: the loader starts once more, as it will.
+        # Where there are few batches, the loader starts once more, as it will.
         for step, batch in enumerate(chain(self.batches, runner.train_dataloader)):
             self._call('before_train_iter', batch_idx=step, data_batch=batch)
             outputs = self.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
@@ -434,7 +436,7 @@ class Rehearsal:
 
 
 def odd_heads(runner: Runner) -> Iterator[Finding]:
-    """Warn of heads that do not fit the training data, though they train.
+    """Warn of heads and methods that do not fit the training data, though they train.
 
     Args:
         runner: A runner with its model and its training data built.
@@ -445,25 +447,26 @@ def odd_heads(runner: Runner) -> Iterator[Finding]:
     loader = runner.train_dataloader
     classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
     model = bare_model(runner.model)
-    networks = model.students.items() if isinstance(model, BaseCohort) else [('', model)]
-    for name, network in networks:
+    needs = set(model.needs) if isinstance(model, Distiller) else set()
+    for name, network in named_networks(model).items():
         head = getattr(network, 'head', None)
+        if isinstance(head, DistillingHead):
+            needs |= head.needs
         of = f' of student {name}' if name else ''
-        count = getattr(head, 'num_classes', None)
+        count = num_classes_of(network)
         if classes and count and count != len(classes):
             yield Finding(
                 WARNING,
                 f'the head{of} tells {count} classes apart, but train_dataloader has '
                 f'{len(classes)}; set its num_classes={len(classes)}',
             )
-        if isinstance(head, BAKEMixin) and not isinstance(loader.sampler, ClassInstanceSampler):
-            yield Finding(
-                WARNING,
-                f'the head{of} learns from images of the same class, but '
-                f'{type(loader.sampler).__name__} puts them into a batch by chance alone; set '
-                "train_dataloader.sampler=dict(_delete_=True, type='kd_mm.ClassInstanceSampler', "
-                'num_instances=2)',
-            )
+    if 'class_instances' in needs and not isinstance(loader.sampler, ClassInstanceSampler):
+        what, _, fix = NEEDS['class_instances'].partition('; ')
+        yield Finding(
+            WARNING,
+            f'the model needs {what}, but {type(loader.sampler).__name__} puts them into a batch '
+            f'by chance alone; {fix}',
+        )
 
 
 def late_schedules(runner: Runner) -> Iterator[Finding]:
@@ -520,13 +523,13 @@ def by_student(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     """Sort names of parameters by the student that they belong to.
 
     Args:
-        model: A cohort, or any model.
+        model: Any model.
         names: Names of its parameters.
 
     Returns:
         dict[str, list[str]]: ``student <name>`` or ``the model`` -> names.
     """
-    students = model.students if isinstance(model, BaseCohort) else ()
+    students = named_networks(model)
     owners = defaultdict(list)
     for name in names:
         first, *rest = name.split('.')

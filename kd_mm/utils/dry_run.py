@@ -22,8 +22,10 @@ from mmengine.runner.priority import get_priority
 from mmpretrain.evaluation import Accuracy
 from torch import Tensor, nn
 
-from kd_mm.engine.hooks import GeneralizationWeightsHook, LossWeightRampHook
 from kd_mm.evaluation import CohortAccuracy
+from kd_mm.methods.base import Clock
+from kd_mm.methods.memory import SampleMemory
+from kd_mm.models.distiller import Distiller
 from kd_mm.utils.checkpoint import bare_model
 from kd_mm.utils.configs import explained
 
@@ -35,6 +37,7 @@ SECTIONS = {
 LOOPS = {True: (EpochBasedTrainLoop, 'max_epochs'), False: (IterBasedTrainLoop, 'max_iters')}
 MAX_SEED = 2**32  # of NumPy
 CHECKED_METRICS = (Accuracy, CohortAccuracy)  # whose keys do not depend on the data
+LONG = 10_000  # epochs, after which each schedule has its whole weight
 
 
 @contextmanager
@@ -264,9 +267,6 @@ def check_hooks(cfg: Config, model: nn.Module, by_epoch: bool) -> list[Hook]:
             hooks.append(HOOKS.build(given))
             if isinstance(hooks[-1], EMAHook):
                 MODELS.build(deepcopy(hooks[-1].ema_cfg), default_args={'model': model})
-    for hook in hooks:
-        if isinstance(hook, (GeneralizationWeightsHook, LossWeightRampHook)):
-            hook.check(model, by_epoch)
     return hooks
 
 
@@ -324,18 +324,54 @@ FIT = (
 )
 
 
+def set_last_epoch(model: nn.Module, num_images: int) -> None:
+    """Give a Distiller what kd_mm.DistillerHook gives it, in the last epoch of a long training.
+
+    Args:
+        model: Any model. One that is no Distiller stays as it is.
+        num_images: Images of the training set.
+    """
+    if not isinstance(model, Distiller):
+        return
+    last = LONG - 1
+    model.clock = Clock(last, LONG, last, LONG, num_images)
+    for module in model.modules():
+        if isinstance(module, SampleMemory) and not len(module.filled):
+            module.resize(num_images)
+
+
+def load_teachers(model: nn.Module) -> None:
+    """Load the weights of teachers that have none yet.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If a file cannot be read safely, or does not fit strictly.
+    """
+    if isinstance(model, Distiller) and not model.teachers.ready:
+        model.teachers.load()
+
+
 @torch.no_grad()
-def try_training(model: nn.Module, batch: Mapping) -> None:
+def try_training(model: nn.Module, batch: Mapping, num_images: int) -> None:
     """Compute the losses of a batch once, in evaluation mode, so that nothing learns.
 
     Args:
         model: The model of a run.
         batch: Two items.
+        num_images: Images of the training set.
 
     Raises:
         ValueError: If the model does not take them.
     """
     model.eval()
+    set_last_epoch(model, num_images)
+    load_teachers(model)
+    if isinstance(model, Distiller):
+        for number, sample in enumerate(batch['data_samples']):
+            sample.set_field(number, 'image_number', field_type='metainfo')
     with explained('the model fails on two training images', FIT):
         data = model.data_preprocessor(batch, True)
         model.parse_losses(model(**data, mode='loss'))

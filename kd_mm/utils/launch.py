@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
+from kd_mm.engine.allocator import hold_freed_memory
 from kd_mm.utils.configs import OptionsAction
 
 
@@ -212,20 +213,6 @@ def use_gloo_without_gpu(cfg: Config) -> None:
             logger='current',
             level=30,
         )
-
-
-def hold_freed_memory() -> None:
-    """Keep glibc from returning memory to the system and taking it back at each step.
-
-    Else the pages of each large tensor on the CPU are mapped, cleared and unmapped again, which
-    costs several percent of a step, by chance of where the tensors lie. The process stays as
-    large as it ever was.
-    """
-    if platform.libc_ver()[0] == 'glibc':
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
 
 
 def is_first_process() -> bool:

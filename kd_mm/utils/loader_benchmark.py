@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from kd_mm.models.distiller import as_distiller
 from kd_mm.utils.benchmark import describe_machine, summarize
 
 
@@ -77,8 +78,8 @@ class _Feed:
         if data_root is not None:
             dataset.data_root = data_root
         self.batch_size = loader.batch_size
-        cohort = 'students' in config.model
-        kind = 'kd_mm.CohortDataPreprocessor' if cohort else 'mmpretrain.ClsDataPreprocessor'
+        distills = as_distiller(config.model) is not None
+        kind = 'kd_mm.CohortDataPreprocessor' if distills else 'mmpretrain.ClsDataPreprocessor'
         self._preprocess = MODELS.build({'type': kind, **config.data_preprocessor})
         self._batches = _endless(Runner.build_dataloader(loader, seed=0))
 

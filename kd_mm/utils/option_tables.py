@@ -2,7 +2,7 @@
 
 A table stands in a Markdown file between two comments, the first of which names a class::
 
-    <!-- options of kd_mm.models.algorithms.KDCL -->
+    <!-- options of kd_mm.methods.KDCL -->
     ...
     <!-- end of options -->
 """
@@ -18,7 +18,7 @@ SECTION = re.compile(r'^Args:\n(.*?)(?=^\w|\Z)', re.S | re.M)
 
 
 def fill_options(text: str) -> str:
-    """Return a Markdown text with its tables of options made anew.
+    """Return a Markdown text with its tables of options up to date.
 
     Args:
         text: The text.
@@ -52,8 +52,7 @@ def options_table(described: type) -> str:
         if name != 'self' and parameter.kind not in VARIADIC
     ]
     named = {name for name in entries if not name.startswith('*')}
-    of_bases = [describe(base) for base in described.__mro__[1:] if _is_ours(base)]
-    missing = (set(wanted) ^ named) - set().union(*of_bases)
+    missing = set(wanted) ^ named
     if missing:
         raise ValueError(
             f'{described.__name__} must describe the options that it takes, but its docstring '
@@ -68,10 +67,6 @@ def options_table(described: type) -> str:
         shown = 'required' if default is inspect.Parameter.empty else f'`{default!r}`'
         lines.append(f'| `{name}` | {shown} | {meaning} |')
     return '\n'.join(lines)
-
-
-def _is_ours(described: type) -> bool:
-    return described.__module__.startswith('kd_mm.') and 'Args:' in (described.__doc__ or '')
 
 
 def describe(described: type) -> dict[str, str]:

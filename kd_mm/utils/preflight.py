@@ -19,7 +19,7 @@ import torch
 from mmengine import registry as roots
 from mmengine.config import Config
 from mmengine.device import is_cuda_available
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -30,18 +30,18 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
+from torch import nn
 
 import kd_mm.registry
 from kd_mm.datasets import InMemory
 from kd_mm.datasets.labels import index_labels, inner_datasets
-from kd_mm.engine.hooks.generalization_weights_hook import (
-    GeneralizationWeightsHook,
-    held_out_dataloader,
-    true_class_probs,
-)
-from kd_mm.models.algorithms import CohortDataPreprocessor
-from kd_mm.models.algorithms.base import BaseCohort, student_cfg
-from kd_mm.models.heads import BAKEMixin
+from kd_mm.engine.hooks import DistillerHook
+from kd_mm.models.data_preprocessor import CohortDataPreprocessor
+from kd_mm.models.distiller import Distiller, as_distiller
+from kd_mm.models.heads import DistillingHead
+from kd_mm.models.networks import student_cfg
+from kd_mm.models.teachers import OWN_OPTIONS
+from kd_mm.registry import METHODS, SCHEDULES
 from kd_mm.utils import dry_run
 from kd_mm.utils.checkpoint import (
     bare_model,
@@ -131,21 +131,20 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
         check_keys(found, model.state_dict(), path)
         check_tensors(found, path)
         if cfg.get('resume') or not trains:
-            check_whole(found, dict(model.named_parameters()), path)
+            check_whole(found, model, path)
     if trains:
         check_init_checkpoints(model)
         batch = dry_run.first_batch(
             cfg.train_dataloader, 'train_dataloader', datasets['train_dataloader']
         )
-        if isinstance(model, BaseCohort):
+        if isinstance(model, Distiller):
             inputs, preprocessor = batch['inputs'], model.data_preprocessor
             if isinstance(preprocessor, CohortDataPreprocessor) and preprocessor.augments:
                 inputs = preprocessor.draw(inputs)
             model.check_views(inputs)
-        dry_run.try_training(model, batch)
-        for hook in hooks:
-            if isinstance(hook, GeneralizationWeightsHook):
-                check_held_out(cfg, hook, model)
+        dry_run.try_training(model, batch, len(datasets['train_dataloader']))
+        if isinstance(model, Distiller) and 'held_out' in model.needs:
+            check_held_out(cfg, hooks, model, by_epoch)
     for name in loaders:
         if name != 'train_dataloader':
             batch = dry_run.first_batch(cfg[name], name, datasets[name])
@@ -155,18 +154,21 @@ def check_config(cfg: Config, loaders: tuple[str, ...]) -> None:
                 dry_run.check_monitors(hooks, metrics)
 
 
-def check_held_out(cfg: Config, hook: GeneralizationWeightsHook, model: BaseCohort) -> None:
-    """Weigh two held-out images.
+def check_held_out(cfg: Config, hooks: Sequence[Hook], model: Distiller, by_epoch: bool) -> None:
+    """Predict two held-out images.
 
     Args:
         cfg: Config of a run.
-        hook: The hook that weighs.
-        model: The cohort.
+        hooks: Its hooks.
+        model: The model.
+        by_epoch: Whether the run counts epochs.
 
     Raises:
         ValueError: If they cannot be read, or come in views.
     """
-    loader = hook.dataloader or held_out_dataloader(cfg.train_dataloader, hook.pipeline)
+    hook = next((h for h in hooks if isinstance(h, DistillerHook)), DistillerHook())
+    evaluated = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+    loader = hook.held_out_cfg(cfg.train_dataloader, evaluated, by_epoch)
     name = 'the held-out images'
     with explained(f'{name} cannot be read', 'look at the data set and the pipeline of the hook'):
         dataset = DATASETS.build(deepcopy(loader['dataset']))
@@ -174,7 +176,8 @@ def check_held_out(cfg: Config, hook: GeneralizationWeightsHook, model: BaseCoho
     loader.setdefault('sampler', {'type': 'DefaultSampler', 'shuffle': False})
     batch = dry_run.first_batch(loader, name, dataset)
     with torch.no_grad(), explained(f'the model fails on {name}', dry_run.FIT):
-        true_class_probs(model.eval(), batch)
+        for _ in hook.held_out_logits(model, [batch]):
+            pass
 
 
 def check_resumable(checkpoint: Mapping, path: str) -> None:
@@ -197,8 +200,10 @@ def check_tensors(found: Mapping[str, Any], path: str) -> None:
             )
 
 
-def check_whole(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
-    """Raise ValueError unless a checkpoint has each parameter, in its shape."""
+def check_whole(found: Mapping[str, Any], model: nn.Module, path: str) -> None:
+    """Raise ValueError unless a checkpoint has each parameter of a model, in its shape."""
+    state = model.state_dict(keep_vars=True)  # a model may store names of its own
+    wanted = {name: w for name, w in state.items() if isinstance(w, nn.Parameter)}
     lacking = [name for name in wanted if name not in found]
     if lacking:
         raise ValueError(
@@ -280,6 +285,8 @@ def check_types(node: Any, path: str = '') -> None:
         return
     if 'cfg_path' in node:  # a student, whose parts are whole only with those of its recipe
         node = student_cfg(node)
+    if path.rpartition('.')[0] == 'model.teachers':
+        node = {key: value for key, value in node.items() if key not in OWN_OPTIONS}
     _check_type(node, path)
     for key, value in node.items():
         check_types(value, f'{path}.{key}' if path else str(key))
@@ -290,7 +297,10 @@ def _check_type(node: Mapping, path: str) -> None:
     name = node.get('type')
     if not isinstance(name, str):
         return
-    ours = {n: cls for r in _our_registries().values() for n, cls in r.module_dict.items()}
+    registries = _our_registries().values()
+    ours = {n: cls for r in registries for n, cls in r.module_dict.items()}
+    if '.methods.' in path and name in {**METHODS.module_dict, **SCHEDULES.module_dict}:
+        name = PREFIX + name  # as the Distiller takes them
     if name in ours:
         raise ValueError(
             f'{path}: types of kd_mm are written with their prefix; write type={PREFIX + name!r} '
@@ -302,7 +312,10 @@ def _check_type(node: Mapping, path: str) -> None:
     short = name.removeprefix(PREFIX)
     if short not in ours:
         raise ValueError(f'{path}: kd_mm has no {short}{_guess(short, list(ours))}')
-    known = options(ours[short])
+    # A method and the model type of its name.
+    known = set().union(
+        *(options(r.module_dict[short]) for r in registries if short in r.module_dict)
+    )
     if short in kd_mm.registry.HOOKS.module_dict:
         known |= {'priority'}
     if short in kd_mm.registry.OPTIM_WRAPPERS.module_dict:  # for who builds it
@@ -310,7 +323,7 @@ def _check_type(node: Mapping, path: str) -> None:
     for key in node:
         if key not in known and key not in ('type', '_scope_'):
             raise TypeError(f'{path}: {name} has no option {key}{_guess(key, list(known))}')
-    if inspect.isclass(ours[short]) and issubclass(ours[short], BAKEMixin):
+    if inspect.isclass(ours[short]) and issubclass(ours[short], DistillingHead):
         MODELS.build(node)  # a head is small, and knows the ranges of its options
 
 
@@ -390,7 +403,8 @@ def _root_registries() -> list[Registry]:
     """Return each registry that has no parent: MMEngine's, and what mmpretrain has beside them."""
     from mmpretrain import registry as theirs
 
-    found = [r for module in (roots, theirs) for r in vars(module).values()]
+    modules = (roots, theirs, kd_mm.registry)
+    found = [r for module in modules for r in vars(module).values()]
     found = [r for r in found if isinstance(r, Registry) and r.parent is None]
     return list(dict.fromkeys(found))
 
@@ -414,20 +428,10 @@ def check_parts(cfg: Config) -> None:
         cfg: Config of a run.
 
     Raises:
-        ValueError: If General has nothing that sets its weights, or no images to do so, or a
-            schedule is by part and the parts are others than the optimizer's, or a hook is for one
-            network alone.
+        ValueError: If a schedule is by part and the parts are others than the optimizer's, or a
+            hook is for one network alone.
     """
     hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
-    weigher = f'{PREFIX}GeneralizationWeightsHook'
-    weighers = [h for h in hooks if isinstance(h, Mapping) and h.get('type') == weigher]
-    general = cfg.model.get('type') == f'{PREFIX}KDCL' and cfg.model.get('target') == 'general'
-    if general and cfg.get('train_cfg') is not None and not weighers:
-        raise ValueError(
-            "target='general' needs a hook that sets the students' weights, but there is none; "
-            f'add dict(type={weigher!r}, pipeline=test_pipeline) to the hooks, as '
-            'configs/kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py does'
-        )
     precise = [
         h for h in hooks if isinstance(h, Mapping) and 'PreciseBNHook' in str(h.get('type'))
     ]
@@ -436,9 +440,6 @@ def check_parts(cfg: Config) -> None:
             f'{precise[0]["type"]} sees the deployed student of a cohort alone, and leaves the '
             'statistics of the others as they are; leave it out'
         )
-    for hook in weighers:
-        if hook.get('pipeline') is not None and cfg.get('train_cfg') is not None:
-            held_out_dataloader(cfg.get('train_dataloader'), hook['pipeline'])
     parts = (cfg.get('optim_wrapper') or {}).get('parts')
     schedules = cfg.get('param_scheduler')
     by_part = isinstance(schedules, Mapping) and 'type' not in schedules
@@ -518,9 +519,11 @@ def listed(names: Sequence[str]) -> str:
 
 def _num_classes(model: Mapping) -> int | None:
     """Return the number of classes of a classifier or of a cohort's deployed student."""
-    if 'students' in model:
-        name = model.get('deploy') or min(model['students'], default=None)
-        model = student_cfg(model['students'].get(name, {}))
+    distiller = as_distiller(model)
+    if distiller is not None:
+        students = distiller.get('students') or {'': distiller.get('student') or {}}
+        name = distiller.get('deploy') or min(students, default=None)
+        model = student_cfg(students.get(name, {}))
     return (model.get('head') or {}).get('num_classes')
 
 

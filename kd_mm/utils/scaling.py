@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_mm.datasets import ClassInstanceSampler
-from kd_mm.functional.batch_ensemble import affinity, ensemble_knowledge
+from kd_mm.functional.bake import affinity, ensemble_knowledge
 from kd_mm.utils.benchmark import summarize
 
 _BYTES = 4  # of float32

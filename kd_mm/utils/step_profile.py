@@ -12,12 +12,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS, init_default_scope
+from mmpretrain.models import ImageClassifier
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from kd_mm.export import plain_cfg
-from kd_mm.models.algorithms import BaseCohort
-from kd_mm.models.heads import BAKEMixin
+from kd_mm.models.distiller import Distiller, named_networks
+from kd_mm.models.heads import DistillingHead
+from kd_mm.models.networks import find_classifier
 from kd_mm.utils.benchmark import (
     RandomBatch,
     Side,
@@ -94,6 +96,7 @@ def profile_step(
     settings = sizes_of(plain, batch_size, img_size, num_classes)
     batch = RandomBatch(plain, settings, 'cpu')
     side = Side(config, {**settings, 'amp': False}, 'cpu', Stopwatch('cpu', 'wall'))
+    batch.numbered = side.needs_numbers
     _mark_parts(side.model)
     log = _logging(config)
 
@@ -146,7 +149,7 @@ def share_out(events: Iterable[Range]) -> dict[str, dict[str, int]]:
     """Give each nanosecond of the marked steps to one part.
 
     Args:
-        events: All of one thread, each inside of another or beside it.
+        events: All of one thread, each inside of another or apart from it.
 
     Returns:
         dict: Nanoseconds of ``forward`` and ``backward`` by part. What is in no part is under
@@ -235,25 +238,33 @@ def _part_of(event: Range, owner: dict[int, str]) -> tuple[str | None, str]:
 def _mark_parts(model: nn.Module) -> None:
     """Let the profiler see which part is at work."""
     _mark(model.data_preprocessor, 'preprocessor')
-    cohort = isinstance(model, BaseCohort)
-    for name, network in (model.students if cohort else {'': model}).items():
-        own = f'network {name}'.strip()
-        _mark(network.backbone, own)
-        if network.with_neck:
-            _mark(network.neck, own)
-        _mark(network.head, own)
-        _mark(network.head.loss_module, 'classification losses')
-        if isinstance(network.head, BAKEMixin):
-            _mark(network.head.classifier, own)
-            _mark(network.head.bake_loss, 'distillation losses')
-    if cohort:
-        losses = model.distillation_losses
-        model.distillation_losses = _marked(losses, 'distillation losses')
-        for name, module in model.named_children():
-            if name not in ('students', 'data_preprocessor'):
-                necks = module.values() if isinstance(module, nn.ModuleDict) else [module]
-                for neck in necks:
-                    _mark(neck, name.replace('_', ' '))
+    for name, network in named_networks(model).items():
+        head = _mark_network(network, f'network {name}'.strip())
+        _mark(head.loss_module, 'classification losses')
+        if isinstance(head, DistillingHead):
+            _mark(find_classifier(network, name), f'network {name}'.strip())
+            head.terms = _marked(head.terms, 'distillation losses')
+    if not isinstance(model, Distiller):
+        return
+    for name, network in model.teachers.networks.items():
+        _mark_network(network, f'teacher {name}')
+    for method in model.methods.values():
+        method.losses = _marked(method.losses, 'distillation losses')
+        for name, module in method.named_children():
+            for part in module.values() if isinstance(module, nn.ModuleDict) else [module]:
+                _mark(part, name.replace('_', ' '))
+
+
+def _mark_network(network: nn.Module, part: str) -> nn.Module:
+    """Mark a classifier, and return what has its classification loss."""
+    if not isinstance(network, ImageClassifier):  # of timm or transformers
+        _mark(network.model, part)
+        return network
+    _mark(network.backbone, part)
+    if network.with_neck:
+        _mark(network.neck, part)
+    _mark(network.head, part)
+    return network.head
 
 
 def _mark(module: nn.Module, part: str) -> None:

@@ -1,1 +1,1 @@
-"""Pictures: where networks look, what they predict, whom BAKE's images listen to, views."""
+"""Pictures: where networks look, what they predict, affinities of images, views."""

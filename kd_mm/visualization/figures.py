@@ -423,7 +423,7 @@ def affinity_figure(
     """Draw whom the images of a batch listen to, and the soft target of one of them.
 
     Args:
-        batch: What a BAKE head made of a batch of N images, of which n are shown.
+        batch: What the N images of a batch take from each other, n of which are shown.
         index: The image whose target is shown, below n.
         classes: Names of the classes.
 
@@ -559,7 +559,7 @@ def _series(batch: BatchKnowledge, index: int) -> list[_Series]:
     return [
         _Series('label', label, None, ORANGE, 1.55),
         _Series(title, own, None, BLUE, most),
-        _Series('target of BAKE\n(black: own)', target, own, GREEN, most),
+        _Series('soft target\n(black: own)', target, own, GREEN, most),
     ]
 
 

@@ -18,7 +18,10 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from kd_mm.models.algorithms import BaseCohort
+from kd_mm.datasets.numbered import number_images
+from kd_mm.methods.base import labels_of
+from kd_mm.models.distiller import Distiller
+from kd_mm.models.networks import num_classes_of
 from kd_mm.utils import dry_run, preflight
 from kd_mm.utils.checkpoint import bare_model, check_keys, load_checkpoint, safe_files
 from kd_mm.utils.configs import OptionsAction, explained
@@ -33,9 +36,9 @@ from .networks import (
     Look,
     Views,
     Watch,
-    bake_heads,
     distributions,
     networks_of,
+    shows_relations,
     to_images,
     view_of,
 )
@@ -157,7 +160,7 @@ def load_model(cfg: Config, path: str | Path, device: str = 'cpu') -> Loaded:
     weights = {k.removeprefix('module.'): v for k, v in checkpoint['state_dict'].items()}
     check_keys(weights, model.state_dict(), str(path))
     preflight.check_tensors(weights, str(path))
-    preflight.check_whole(weights, dict(model.named_parameters()), str(path))
+    preflight.check_whole(weights, model, str(path))
     with explained(f'{path} does not fit the model', 'use the config that was dumped beside it'):
         model.load_state_dict(weights)
     meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
@@ -261,12 +264,13 @@ def _read(path: Path, dataset: Config) -> dict:
         return Compose([TRANSFORMS.build(step) for step in steps])(data)
 
 
-def train_batch(cfg: Config, seed: int = 0) -> tuple[dict, Any]:
+def train_batch(cfg: Config, seed: int = 0, numbered: bool = False) -> tuple[dict, Any]:
     """Return the first batch of a recipe's own training loader.
 
     Args:
         cfg: Config of a run. Left as it is.
         seed: Of the sampler and of what the pipeline draws, at least 0.
+        numbered: Whether samples carry the number of their image, as some methods need it.
 
     Returns:
         The batch as the loader gives it, and the data set.
@@ -285,6 +289,8 @@ def train_batch(cfg: Config, seed: int = 0) -> tuple[dict, Any]:
     loader.update(dataset=dataset, num_workers=0, persistent_workers=False, pin_memory=False)
     with dry_run.quiet(), explained('train_dataloader cannot be read', 'look at its options'):
         batches = Runner.build_dataloader(loader, seed=seed)
+        if numbered:
+            number_images(batches)
         seed_generators(seed)
         return next(iter(batches)), dataset
 
@@ -293,7 +299,7 @@ def train_batch(cfg: Config, seed: int = 0) -> tuple[dict, Any]:
 def batch_knowledge(
     loaded: Loaded, cfg: Config, number: int = 16, seed: int = 0
 ) -> tuple[dict[str, BatchKnowledge], tuple[str, ...]]:
-    """Pass a batch of training through a model as training does, and hear its BAKE heads.
+    """Pass a batch of training through a model as training does; record its images' relations.
 
     Args:
         loaded: The model. Left as it is.
@@ -302,26 +308,31 @@ def batch_knowledge(
         seed: Of the batch.
 
     Returns:
-        What each head made of the batch, by network, and the names of the classes.
+        What images take from each other, by network, and the names of the classes.
 
     Raises:
-        ValueError: If there is no BAKE head, or the batch cannot be had.
+        ValueError: If they take nothing, or the batch cannot be had.
     """
     check_number('--number', number)
     model = deepcopy(loaded.model).train()  # whose statistics the batch may change
-    if not bake_heads(model):
+    found = {}
+    if shows_relations(model):
+        numbered = isinstance(model, Distiller) and 'index' in model.needs
+        batch, dataset = train_batch(cfg, seed, numbered)
+        dry_run.set_last_epoch(model, len(dataset))
+        dry_run.load_teachers(model)
+        watch = BatchWatch(model)
+        try:
+            with explained('the model fails on a batch of training', dry_run.FIT):
+                model(**model.data_preprocessor(batch, True), mode='loss')
+            found = dict(watch.knowledge(number))
+        finally:
+            watch.close()
+    if not found:
         raise ValueError(
-            f'affinities need a BAKE head, but {type(model).__name__} has none; use a config with '
-            "head=dict(type='kd_mm.BAKEHead')"
+            'affinities need a method by which images learn from each other, but '
+            f'{type(model).__name__} has none; use a recipe such as those of configs/bake'
         )
-    batch, dataset = train_batch(cfg, seed)
-    watch = BatchWatch(model)
-    try:
-        with explained('the model fails on a batch of training', dry_run.FIT):
-            model(**model.data_preprocessor(batch, True), mode='loss')
-        found = dict(watch.knowledge(number))
-    finally:
-        watch.close()
     return found, loaded.classes or tuple(map(str, dataset.metainfo.get('classes') or ()))
 
 
@@ -348,18 +359,18 @@ def recipe_views(cfg: Config, number: int = 4, seed: int = 0) -> tuple[Views, tu
     with explained('the data preprocessor fails on a batch of training', dry_run.FIT):
         data = model.data_preprocessor(batch, True)
     inputs, samples = data['inputs'], data['data_samples']
-    if isinstance(model, BaseCohort):
-        model.check_views(inputs)
     names = list(networks_of(model))
-    if isinstance(inputs, torch.Tensor):
-        names = names if len(names) == 1 else ['all students']
+    if isinstance(model, Distiller):
+        model.check_views(inputs)
+        if model.views != 'per_student' and len(names) > 1:
+            names = ['all students']
     views = {
         name: to_images(view_of(model, inputs, name)[:number], model.data_preprocessor, samples)
         for name in names
     }
     classes = tuple(map(str, dataset.metainfo.get('classes') or ()))
     classifier = next(iter(networks_of(model).values()))
-    labels = distributions(samples, classifier.head.num_classes)[:number].cpu().numpy()
+    labels = distributions(labels_of(samples), num_classes_of(classifier))[:number].cpu().numpy()
     found = [_original(dataset, sample) for sample in samples[:number]]
     originals = [] if any(image is None for image in found) else found
     return Views(originals, views, labels), classes

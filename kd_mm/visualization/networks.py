@@ -1,4 +1,4 @@
-"""What networks say of images and where they look, heard while a model predicts or learns."""
+"""What networks say of images and where they look, recorded while a model predicts or learns."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from kd_mm.evidence.predictions import scores_by_network
 from kd_mm.evidence.run_log import SINGLE
-from kd_mm.functional.attention import attention_map
-from kd_mm.functional.batch_ensemble import affinity, ensemble_knowledge
-from kd_mm.functional.divergence import at_least_float32
-from kd_mm.models.algorithms import FFSD, BaseCohort
-from kd_mm.models.algorithms.base import labels_of
-from kd_mm.models.heads import BAKEMixin
+from kd_mm.functional.ffsd import attention_map
+from kd_mm.methods.base import Method, Relations, Step
+from kd_mm.models.distiller import Distiller, named_networks, observed
+from kd_mm.models.heads import DistillingHead
 
-ENSEMBLE, FUSION = 'ensemble', 'fusion'  # as the metric calls them
+ENSEMBLE = 'ensemble'  # as the metric calls it
 
 
 class Look(NamedTuple):
@@ -32,8 +30,8 @@ class Look(NamedTuple):
         image: (H, W, 3) uint8, RGB, as the networks see it.
         name: Name of its file without the ending, or its number in the data set.
         label: The true class; None where it is not known.
-        scores: Class probabilities (K,) by network, the ensemble of a cohort among them.
-        attention: :func:`kd_mm.functional.attention.attention_map`, (h, w), by network and layer.
+        scores: Class probabilities (K,) by network, the ensemble of several among them.
+        attention: :func:`kd_mm.functional.ffsd.attention_map`, (h, w), by network and layer.
     """
 
     image: np.ndarray
@@ -44,14 +42,14 @@ class Look(NamedTuple):
 
 
 class BatchKnowledge(NamedTuple):
-    """What a BAKE head makes of N images of a batch.
+    """What N images of a batch take from each other.
 
     Attributes:
         images: (N, H, W, 3) uint8, RGB, as this network sees them.
         labels: (N, K), one-hot, or mixed by batch augmentation.
-        affinity: (N, N), see :func:`kd_mm.functional.batch_ensemble.affinity`.
+        affinity: (N, N), the weight that each image gives to each other.
         own: (N, K), the network's softened predictions.
-        target: (N, K), see :func:`kd_mm.functional.batch_ensemble.ensemble_knowledge`.
+        target: (N, K), the soft targets.
         temperature: Of ``own`` and ``target``.
         size: Images of the whole batch, of which these N are shown.
     """
@@ -84,30 +82,24 @@ def networks_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the classifiers of a model by name, in the order of pictures.
 
     Args:
-        model: A cohort, or a classifier, which has no name of its own.
+        model: A Distiller, or a classifier, which has no name of its own.
 
     Returns:
-        Students in alphabetical order, and behind them those that are no part of the
-        ensemble (FFSD's leader).
+        Students in alphabetical order, those that are no part of the ensemble last. One network
+        alone has the name ``'network'``.
     """
-    if not isinstance(model, BaseCohort):
-        return {SINGLE: model}
-    names = sorted(model.students, key=lambda name: name in model.not_in_ensemble)
-    return {name: model.students[name] for name in names}
-
-
-def _order(model: nn.Module) -> list[str]:
-    """Return the names of pictures in their order: who is no part of the ensemble comes last."""
-    names = list(networks_of(model))
-    beside = len(model.not_in_ensemble) if isinstance(model, BaseCohort) else 0
-    return [*names[: len(names) - beside], ENSEMBLE, *names[len(names) - beside :], FUSION]
+    networks = named_networks(model)
+    if '' in networks:
+        return {SINGLE: networks['']}
+    names = sorted(networks, key=lambda name: name in model.outside_ensemble)
+    return {name: networks[name] for name in names}
 
 
 def as_map(output: Any, size: Sequence[int], extra_tokens: int = 0) -> Tensor | None:
     """Return the output of a layer as a map, if it is one.
 
     Args:
-        output: What a layer gave: a map (N, C, H, W), tokens (N, L, C), tokens beside their height
+        output: What a layer gave: a map (N, C, H, W), tokens (N, L, C), tokens with their height
             and width, or several outputs, of which the last counts.
         size: Height and width of the image: the tokens of a map have the same aspect.
         extra_tokens: Tokens before those of the image, such as the class token.
@@ -124,11 +116,11 @@ def as_map(output: Any, size: Sequence[int], extra_tokens: int = 0) -> Tensor | 
     """
     height_width = None
     if isinstance(output, (tuple, list)) and output:
-        beside = output[-1]
-        if isinstance(beside, (tuple, list)) and len(beside) == 2:
-            output, height_width = output[0], tuple(map(int, beside))
+        last = output[-1]
+        if isinstance(last, (tuple, list)) and len(last) == 2:
+            output, height_width = output[0], tuple(map(int, last))
         else:
-            output = beside
+            output = last
     if not isinstance(output, Tensor):
         return None
     if output.ndim == 3:
@@ -144,17 +136,17 @@ def as_map(output: Any, size: Sequence[int], extra_tokens: int = 0) -> Tensor | 
 
 
 class Watch:
-    """Hear a model predict: inputs, predictions and maps, without a pass of its own.
+    """Record what a model predicts: inputs, predictions and maps, without a pass of its own.
 
     By default the map of a network is the last one that any of its layers gives: of most, the
     output of the backbone. What comes out of a layer normalisation is passed over, since it makes
     the mean square of the channels, which is the attention, nearly the same at each place: a
-    Swin Transformer is heard before its last normalisation. FFSD's fusion is heard at the fused
-    map.
+    Swin Transformer is recorded before its last normalisation. Maps that methods make
+    (``Method.extra_maps``, such as a fused one) are recorded as well.
 
     Args:
-        model: A cohort, or a classifier.
-        layers: Layers of each network to hear in place of that, by their names in it, such as
+        model: A Distiller, or a classifier.
+        layers: Layers of each network to record in place of that, by their names in it, such as
             ``backbone.layer3``.
 
     Raises:
@@ -171,33 +163,31 @@ class Watch:
             known = dict(network.named_modules())
             for layer in layers:
                 _check_layer(layer, known, name)
-        self._listen(model.register_forward_pre_hook, self._hear_inputs, with_kwargs=True)
-        self._listen(model.register_forward_hook, self._hear_samples)
+        self._handles.append(
+            model.register_forward_pre_hook(self._record_inputs, with_kwargs=True)
+        )
+        self._handles.append(model.register_forward_hook(self._record_samples))
         for name, network in networks.items():
             extra = getattr(getattr(network, 'backbone', None), 'num_extra_tokens', 0)
             for layer, module in network.named_modules():
-                # A student of a cohort is never called as a whole; what normalises comes before.
+                # A student is never called as a whole; what normalises comes before.
                 if layer and not layer.startswith('data_preprocessor'):
-                    self._listen(
-                        module.register_forward_hook, self._hear_layer_of(name, layer, extra)
-                    )
-        if isinstance(model, FFSD) and model.fusion is not None:
-            self._listen(model.fusion.register_forward_hook, self._hear_fusion)
+                    hook = self._recorder_of(name, layer, extra)
+                    self._handles.append(module.register_forward_hook(hook))
+        if isinstance(model, Distiller):
+            model.observers.append(self._record_extra_maps)
 
-    def _listen(self, register, hear, **kwargs) -> None:
-        self._handles.append(register(hear, **kwargs))
-
-    def _hear_inputs(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _record_inputs(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         self._inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
         self._maps.clear()
 
-    def _hear_samples(self, model: nn.Module, args: tuple, output: list[DataSample]) -> None:
+    def _record_samples(self, model: nn.Module, args: tuple, output: list[DataSample]) -> None:
         self._samples = output
 
-    def _hear_layer_of(self, name: str, layer: str, extra_tokens: int):
+    def _recorder_of(self, name: str, layer: str, extra_tokens: int):
         """Return the hook of a layer."""
 
-        def hear(module: nn.Module, args: tuple, output: Any) -> None:
+        def record(module: nn.Module, args: tuple, output: Any) -> None:
             if next(module.children(), None) is None:
                 self._last_leaf = module
             if self._layers and layer not in self._layers:
@@ -217,19 +207,23 @@ class Watch:
             if found is not None:
                 self._maps[name, layer] = found.detach()
 
-        return hear
+        return record
 
-    def _hear_fusion(self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> None:
-        self._maps[FUSION, FUSION] = output[0].detach()
+    def _record_extra_maps(self, step: Step, losses: dict[str, Tensor]) -> None:
+        for method in self._model.methods.values():
+            for name, found in method.extra_maps(step).items():
+                self._maps[name, name] = found.detach()
 
     def close(self) -> None:
-        """Hear no more."""
+        """Record no more."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if isinstance(self._model, Distiller):
+            self._model.observers.remove(self._record_extra_maps)
 
     def looks(self, places: Sequence[int] | None = None) -> list[Look]:
-        """Return what was heard of images of the last batch.
+        """Return what was recorded of images of the last batch.
 
         Args:
             places: Their places in it. None means all.
@@ -240,20 +234,26 @@ class Watch:
         Raises:
             ValueError: If a network gave no map.
         """
-        for name in networks_of(self._model):
+        networks = networks_of(self._model)
+        for name in networks:
             if not any(key[0] == name for key in self._maps):
                 raise ValueError(
                     f'a network must give a map of more than one place, but no layer of {name} '
                     'does; use larger images'
                 )
         places = range(len(self._samples)) if places is None else places
+        outside = getattr(self._model, 'outside_ensemble', ())
+        order = [*(name for name in networks if name not in outside), ENSEMBLE, *outside]
+
+        def place_of(name: str) -> int:  # classifiers that are no students come last
+            return order.index(name) if name in order else len(order)
+
         # Maps of a network stay in the order in which its layers ran.
-        order = _order(self._model)
-        keys = sorted(self._maps, key=lambda key: order.index(key[0]))
+        keys = sorted(self._maps, key=lambda key: place_of(key[0]))
         maps = {key: self._maps[key][list(places)] for key in keys}
         attention = {key: attention_map(m).squeeze(1).cpu().numpy() for key, m in maps.items()}
-        found = scores_by_network(self._samples)
-        scores = {n: found[n].float().cpu().numpy() for n in sorted(found, key=order.index)}
+        found = scores_by_network(self._samples, single=SINGLE in networks)
+        scores = {n: found[n].float().cpu().numpy() for n in sorted(found, key=place_of)}
         looks = []
         for row, place in enumerate(places):
             sample = self._samples[place]
@@ -271,91 +271,89 @@ class Watch:
 
 
 class BatchWatch:
-    """Hear each BAKE head of a model while it learns from a batch, without a pass of its own.
+    """Record one step of training, and what its images take from each other, without a pass.
 
     Args:
-        model: A cohort, or a classifier.
+        model: One with relations to show; see :func:`shows_relations`.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._heads = bake_heads(model)
-        self._heard: dict[str, tuple[Tensor, Tensor]] = {}
-        self._handles: list[RemovableHandle] = []
-        for name, head in self._heads.items():
-            hear = self._hear_classifier_of(name)
-            self._handles.append(head.classifier.register_forward_hook(hear))
-        self._handles.append(model.register_forward_pre_hook(self._hear_batch, with_kwargs=True))
+        self._model, self._observed = model, observed(model)
+        self._relations: dict[str, Relations] = {}
+        self._handle = model.register_forward_pre_hook(self._record_batch, with_kwargs=True)
+        self._observed.observers.append(self._record_step)
 
-    def _hear_classifier_of(self, name: str):
-        """Return the hook of a classifier."""
-
-        def hear(module: nn.Module, args: tuple, output: Tensor) -> None:
-            self._heard[name] = args[0].detach(), output.detach()
-
-        return hear
-
-    def _hear_batch(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _record_batch(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         self._inputs, self._samples = kwargs['inputs'], kwargs['data_samples']
 
-    def close(self) -> None:
-        """Hear no more."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
     @torch.no_grad()
+    def _record_step(self, step: Step, losses: dict[str, Tensor]) -> None:
+        self._labels = step.labels
+        self._relations = self._observed.relations(step)
+
+    def close(self) -> None:
+        """Record no more."""
+        self._handle.remove()
+        self._observed.observers.remove(self._record_step)
+
     def knowledge(self, count: int | None = None) -> Iterator[tuple[str, BatchKnowledge]]:
-        """Compute what each head made of the batch, of this process's images alone.
+        """Return what the images took from each other, of this process's images alone.
 
         Args:
             count: Number of images to show, the first of the batch; None means all. Affinities
                 and targets are those of the whole batch.
 
         Yields:
-            Names of networks and what their heads made of the batch.
+            Names of networks and what their images took from each other.
         """
         shown = slice(count)
-        for name, (embedding, logits) in self._heard.items():
-            loss = self._heads[name].bake_loss
-            labels = distributions(self._samples, logits.shape[1])
-            target = ensemble_knowledge(embedding, logits, loss.temperature, loss.omega)
-            own = at_least_float32(logits).div(loss.temperature).softmax(dim=1)
-            values = (labels, affinity(embedding)[:, shown], own, target)
+        for name, found in self._relations.items():
+            name = name or SINGLE
+            labels = distributions(self._labels, found.own.shape[1])
+            values = (labels, found.affinity[:, shown], found.own, found.target)
             view = view_of(self._model, self._inputs, name)[shown]
             images = to_images(view, self._model.data_preprocessor, self._samples)
-            arrays = [value[shown].float().cpu().numpy() for value in values]
-            yield name, BatchKnowledge(images, *arrays, loss.temperature, len(self._samples))
+            arrays = [value[shown].detach().float().cpu().numpy() for value in values]
+            yield name, BatchKnowledge(images, *arrays, found.temperature, len(self._samples))
 
 
-def bake_heads(model: nn.Module) -> dict[str, BAKEMixin]:
-    """Return the BAKE heads of a model by network."""
-    heads = {name: getattr(net, 'head', None) for name, net in networks_of(model).items()}
-    return {name: head for name, head in heads.items() if isinstance(head, BAKEMixin)}
+def shows_relations(model: nn.Module) -> bool:
+    """Tell whether a step of a model has relations between images to show.
+
+    Args:
+        model: A Distiller, or a classifier.
+    """
+    networks = named_networks(model).values()
+    methods = model.methods.values() if isinstance(model, Distiller) else ()
+    return any(
+        isinstance(getattr(network, 'head', None), DistillingHead) for network in networks
+    ) or any(type(method).relations is not Method.relations for method in methods)
 
 
 def view_of(model: nn.Module, inputs: Tensor | Sequence[Tensor], name: str) -> Tensor:
     """Return what a network of a model sees.
 
     Args:
-        model: A cohort, or a classifier.
-        inputs: Images (N, C, H, W), or a list of views, in the order of the students.
+        model: A Distiller, or a classifier.
+        inputs: Images (N, C, H, W), or a list of views.
         name: The network.
 
     Returns:
-        Images (N, C, H, W).
+        Images (N, C, H, W): of several views of each network, the first.
     """
-    return inputs if isinstance(inputs, Tensor) else inputs[list(model.students).index(name)]
+    if isinstance(inputs, Tensor):
+        return inputs
+    by_student = model.views == 'per_student' and name in model.names
+    return inputs[model.names.index(name) if by_student else 0]
 
 
-def distributions(samples: Sequence[DataSample], num_classes: int) -> Tensor:
+def distributions(labels: Tensor, num_classes: int) -> Tensor:
     """Return labels as distributions (N, K).
 
     Args:
-        samples: With classes or mixed scores.
+        labels: (N,) classes, or (N, K) mixed ones.
         num_classes: K, for the former.
     """
-    labels = labels_of(samples)
     return (F.one_hot(labels, num_classes) if labels.ndim == 1 else labels).float()
 
 

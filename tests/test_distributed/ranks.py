@@ -46,6 +46,11 @@ def draw(step, num_images):
     return images, [DataSample().set_gt_label(label) for label in labels]
 
 
+def shard(rank, sizes):
+    """Return where the images of a rank lie in the batch of all."""
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+
+
 def losses_and_gradients(model, inputs, samples):
     model.zero_grad()
     losses = model(inputs, samples, mode='loss')
@@ -54,5 +59,9 @@ def losses_and_gradients(model, inputs, samples):
     return {n: loss.item() for n, loss in losses.items()}, gradients
 
 
-def average(dicts):
-    return {key: sum(d[key] for d in dicts) / len(dicts) for key in dicts[0]}
+def average(dicts, weights=None):
+    """Return the mean by key, of parts that weigh the same or by their number of images."""
+    weights = weights or [1] * len(dicts)
+    total = sum(weights)
+    pairs = list(zip(dicts, weights, strict=True))
+    return {key: sum(d[key] * (w / total) for d, w in pairs) for key in dicts[0]}

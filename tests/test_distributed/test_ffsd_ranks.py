@@ -1,4 +1,4 @@
-"""Two ranks of an FFSD cohort, with synchronised BN, equal one process on the whole batch."""
+"""Two ranks of FFSD, with synchronised BN, equal one process on the whole batch."""
 
 import pytest
 import torch
@@ -13,35 +13,41 @@ from tests.test_distributed.ranks import (
     draw,
     losses_and_gradients,
     run_on_ranks,
+    shard,
 )
 
+# Batches of the two ranks: alike, then a smaller last one, on either side.
+STEPS = [(4, 4), (6, 2), (3, 6)]
 
-class MeanOfRanks(torch.autograd.Function):
-    """The mean over ranks, each of which gets the mean of the ranks' gradients."""
+
+class SumOfRanks(torch.autograd.Function):
+    """The sum over ranks, each of which gets the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx, x):
         x = x.clone()
         dist.all_reduce(x)
-        return x / dist.get_world_size()
+        return x
 
     @staticmethod
     def backward(ctx, grad):
         grad = grad.clone()
         dist.all_reduce(grad)
-        return grad / dist.get_world_size()
+        return grad
 
 
 @MODELS.register_module(force=True)
 class MeanBN(nn.BatchNorm2d):
-    """What torch's SyncBatchNorm, which runs on GPUs alone, does with equal batches."""
+    """What torch's SyncBatchNorm, which runs on GPUs alone, does: each element counts once."""
 
     def forward(self, x):
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
-        moments = MeanOfRanks.apply(torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]))
-        mean, variance = moments[0], moments[1] - moments[0].square()
-        count = x.numel() / x.shape[1] * dist.get_world_size()
+        own = x.new_full((1,), x.numel() / x.shape[1])
+        sums = SumOfRanks.apply(torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), own]))
+        count = sums[-1].detach()
+        mean, square = (sums[:-1] / count).chunk(2)
+        variance = square - mean.square()
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
@@ -75,10 +81,13 @@ def build_model(settings):
 def train_on_a_rank(rank, settings):
     model = build_model(settings)
     ddp = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
-    images, samples = draw(0, 8)
-    mine = slice(4 * rank, 4 * rank + 4)
-    losses, gradients = losses_and_gradients(ddp, images[mine], samples[mine])
-    return losses, gradients, dict(model.named_buffers())
+    results = []
+    for step, sizes in enumerate(STEPS):
+        images, samples = draw(step, sum(sizes))
+        mine = shard(rank, sizes)
+        found = losses_and_gradients(ddp, images[mine], samples[mine])
+        results.append((*found, {name: b.clone() for name, b in model.named_buffers()}))
+    return results
 
 
 @pytest.mark.parametrize(
@@ -89,12 +98,14 @@ def train_on_a_rank(rank, settings):
 def test_two_ranks_equal_one(tmp_path, settings):
     ranks = run_on_ranks(train_on_a_rank, tmp_path, settings)
     model = build_model(settings)
-    losses, gradients = losses_and_gradients(model, *draw(0, 8))
-    close = {'rtol': 1e-6, 'atol': 1e-9}
-    torch.testing.assert_close(average([loss for loss, *_ in ranks]), losses, **close)
-    for name, expected in gradients.items():
-        for _, gradient, _ in ranks:  # DDP has averaged
-            torch.testing.assert_close(gradient['module.' + name], expected, **close)
-    for name, expected in model.named_buffers():
-        for *_, buffers in ranks:
-            torch.testing.assert_close(buffers[name], expected, **close)
+    for step, sizes in enumerate(STEPS):
+        losses, gradients = losses_and_gradients(model, *draw(step, sum(sizes)))
+        close = {'rtol': 1e-6, 'atol': 1e-9, 'msg': lambda m, s=sizes: f'{s}: {m}'}
+        mean = average([rank[step][0] for rank in ranks])
+        torch.testing.assert_close(mean, losses, **close)
+        for name, expected in gradients.items():
+            for rank in ranks:  # DDP has averaged
+                torch.testing.assert_close(rank[step][1]['module.' + name], expected, **close)
+        for name, expected in model.named_buffers():
+            for rank in ranks:
+                torch.testing.assert_close(rank[step][2][name], expected, **close)

@@ -7,13 +7,15 @@ import numpy as np
 from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
-from kd_mm.engine.hooks import GeneralizationWeightsHook
+from kd_mm.engine.hooks import DistillerHook
 from tests.test_distributed.ranks import run_on_ranks
 from tests.test_engine.toy_held_out import Images, build_model, expected_weights, true_class_probs
 
 # Held-out images: alike on both ranks; 3 and 2, where MMEngine would pad with the first one.
 SIZES = (6, 5)
+LOGGED = ('general_weight/a', 'general_weight/b')
 
 
 def held_out(num_images):
@@ -26,16 +28,22 @@ def weights_on_a_rank(rank, sizes):
         model = build_model().train()
         runner = SimpleNamespace(
             model=MMDistributedDataParallel(model, device_ids=None),
-            train_loop=SimpleNamespace(dataloader=SimpleNamespace(dataset=None)),
+            train_loop=SimpleNamespace(dataloader=DataLoader(held_out(4))),
+            _train_dataloader={},
+            _val_dataloader=None,
+            _test_dataloader=None,
             build_dataloader=Runner.build_dataloader,
             seed=0,
             _randomness_cfg={},
             message_hub=MessageHub.get_instance(f'rank_{size}'),
             logger=logging.getLogger('rank'),
             epoch=0,
+            iter=0,
+            max_epochs=1,
+            max_iters=4,
         )
-        hook = GeneralizationWeightsHook(
-            {
+        hook = DistillerHook(
+            held_out_dataloader={
                 'dataset': held_out(size),
                 'batch_size': 2,
                 'sampler': {'type': 'DefaultSampler', 'shuffle': False, 'round_up': True},
@@ -44,7 +52,11 @@ def weights_on_a_rank(rank, sizes):
         )
         hook.before_train(runner)
         hook.after_train_epoch(runner)
-        found.append(model.weights.tolist())
+        assert model.training
+        weights = model.methods.kdcl.weights.tolist()
+        logged = {name: runner.message_hub.get_scalar(name) for name in LOGGED}
+        assert [scalar.current() for scalar in logged.values()] == weights
+        found.append(weights)
     return found
 
 

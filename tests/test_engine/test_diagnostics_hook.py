@@ -7,14 +7,14 @@ import pytest
 import torch
 from mmengine.dataset import default_collate
 from mmengine.runner import Runner
-from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 
 from kd_mm.engine.hooks import DiagnosticsHook
 from kd_mm.evidence.run_log import read_log
-from kd_mm.models.algorithms import DML, FFSD, KDCL
+from kd_mm.models.distiller import named_networks
 from kd_mm.registry import MODELS
-from tests.references import batch_ensemble as reference
+from tests.references import bake as reference
+from tests.test_engine.toy_methods import FIRST
 
 NUM_CLASSES, NUM_IMAGES, BATCH = 3, 18, 6
 
@@ -28,33 +28,40 @@ def network(head='mmpretrain.LinearClsHead', **backbone):
     }
 
 
-def alone(head):
-    """A classifier that is no part of a cohort."""
-    return MODELS.build({**network(head), '_scope_': 'mmpretrain'})
-
-
 def stages():
     return network(out_indices=(0, 1, 2))
 
 
 MODEL_OF = {
-    'bake': lambda: alone('kd_mm.BAKEHead'),
-    'dml': lambda: DML({'a': network('kd_mm.BAKEHead'), 'b': network(), 'c': network()}),
-    'general': lambda: KDCL({'a': network(), 'b': network()}, 'general', temperature=3.0),
-    'ffsd': lambda: FFSD(
-        {'leader': stages(), 'student1': stages(), 'student2': stages()}, img_size=16
-    ),
+    'bake': lambda: network('kd_mm.BAKEHead'),
+    'bake_student': lambda: {'type': 'kd_mm.BAKE', 'student': network()},
+    'dml': lambda: {
+        'type': 'kd_mm.DML',
+        'students': {'a': network('kd_mm.BAKEHead'), 'b': network(), 'c': network()},
+    },
+    'general': lambda: {
+        'type': 'kd_mm.KDCL',
+        'students': {'a': network(), 'b': network()},
+        'target': 'general',
+        'temperature': 3.0,
+    },
+    'ffsd': lambda: {
+        'type': 'kd_mm.FFSD',
+        'students': {'leader': stages(), 'student1': stages(), 'student2': stages()},
+        'img_size': 16,
+    },
 }
 
 
 def build(name, seed=0):
     torch.manual_seed(seed)
-    model = MODEL_OF[name]()
+    model = MODELS.build({**MODEL_OF[name](), '_scope_': 'mmpretrain'})
     model.init_weights()
     for key, parameter in model.named_parameters():
         if 'fc' in key:  # predictions that differ
             torch.nn.init.normal_(parameter, std=0.5)
     model._is_init = True
+    model.clock = FIRST  # General needs its hook after an epoch alone
     return model
 
 
@@ -132,9 +139,8 @@ def by_hand(model, soft=False):
     """Of the first batch: each network's logits and embeddings, and labels as distributions."""
     model = copy.deepcopy(model).train()
     data = model.data_preprocessor(default_collate(images(soft)[:BATCH]), training=True)
-    students = {'': model} if isinstance(model, ImageClassifier) else model.students
     logits, embeddings = {}, {}
-    for key, student in students.items():
+    for key, student in named_networks(model).items():
         features = student.neck(student.backbone(data['inputs'])[-1:])
         embeddings[key] = features[-1].detach().double().numpy()
         logits[key] = student.head(features).detach().double().numpy()
@@ -162,8 +168,9 @@ def bake_gradient(logits, embeddings):
 
 
 @pytest.mark.parametrize('soft', [False, True], ids=['hard labels', 'mixed labels'])
-def test_bake_by_hand(soft, tmp_path):
-    model = build('bake')
+@pytest.mark.parametrize('name', ['bake', 'bake_student'])
+def test_bake_by_hand(name, soft, tmp_path):
+    model = build(name)
     (z,), (f,), y = (
         values if isinstance(values, np.ndarray) else values.values()
         for values in by_hand(model, soft)
@@ -173,7 +180,7 @@ def test_bake_by_hand(soft, tmp_path):
     assert first == {}
     assert second == third  # the second iteration's, until there are others
 
-    again = build('bake')
+    again = build(name)
     train(again, tmp_path / 'each', interval=1, soft=soft)
     found, *_ = logged(tmp_path / 'each')
     affinities = reference.affinity(f)
@@ -219,7 +226,7 @@ def test_cohort_by_hand(tmp_path):
 
 def test_general_by_hand(tmp_path):
     model = build('general')
-    model.weights.copy_(torch.tensor([0.25, 0.75]))
+    model.methods.kdcl.weights.copy_(torch.tensor([0.25, 0.75]))
     logits, _, y = by_hand(model)
     train(model, tmp_path, interval=1)
     found, *_ = logged(tmp_path)
@@ -254,7 +261,7 @@ def test_the_leader_is_no_part_of_the_ensemble(tmp_path):
 
 def test_a_student_alone_has_nobody_to_differ_from(tmp_path):
     torch.manual_seed(0)
-    model = KDCL({'a': network()})
+    model = MODELS.build({'type': 'kd_mm.KDCL', 'students': {'a': network()}})
     train(model, tmp_path, interval=1)
     found, *_ = logged(tmp_path)
     assert found.keys() == {'gradient_ratio/a', 'gradient_cosine/a'}
@@ -268,4 +275,4 @@ def test_interval_out_of_range_is_refused(interval):
 
 def test_a_plain_classifier_is_refused(tmp_path):
     with pytest.raises(ValueError, match='but got ImageClassifier with LinearClsHead; remove'):
-        train(alone('mmpretrain.LinearClsHead'), tmp_path)
+        train(MODELS.build({**network(), '_scope_': 'mmpretrain'}), tmp_path)

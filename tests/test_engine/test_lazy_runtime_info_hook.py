@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_mm.engine.hooks import LossGuardHook
 from kd_mm.engine.hooks.lazy_runtime_info_hook import LazyHistoryBuffer
-from kd_mm.functional import collaborative_target
+from kd_mm.functional import kdcl
 from tests.test_engine.toy_methods import METHODS, build, build_runner, images
 
 # What makes the host wait for a GPU: a value on the host, or a shape that depends on values.
@@ -49,7 +49,7 @@ def as_on_a_gpu(monkeypatch):
     """Leave out what reads no device's memory where there is a device."""
     # The verdict is copied beside the backward pass, to be read from the host's memory.
     monkeypatch.setattr(LossGuardHook, '_is_bad', lambda self: False)
-    monkeypatch.setattr(collaborative_target, '_may_stop', lambda gap: False)
+    monkeypatch.setattr(kdcl, '_may_stop', lambda gap: False)
 
 
 def hooks_with(runtime_info, **more):
@@ -57,6 +57,7 @@ def hooks_with(runtime_info, **more):
         'runtime_info': runtime_info,
         'logger': {'type': 'LoggerHook', 'interval': 2},
         'seed': {'type': 'kd_mm.SeedHook'},
+        'distiller': {'type': 'kd_mm.DistillerHook'},
         'safe_checkpoints': {'type': 'kd_mm.SafeCheckpointHook'},
         **more,
     }

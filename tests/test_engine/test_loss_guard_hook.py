@@ -8,9 +8,9 @@ from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.runner import Runner
 
 from kd_mm.engine.hooks import LossGuardHook
-from kd_mm.models.algorithms import DML
+from kd_mm.methods import DML
 from tests.test_distributed.ranks import run_on_ranks
-from tests.test_engine.toy_cohort import draw, joint_cfg, student
+from tests.test_engine.toy_cohort import build_cohort, draw, joint_cfg
 
 PER_EPOCH = 4
 CHECKPOINT = {'type': 'CheckpointHook', 'interval': 1, 'max_keep_ckpts': 1}
@@ -219,17 +219,24 @@ def test_under_a_grad_scaler_which_takes_no_step_itself(tmp_path, choice, monkey
     assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0
 
 
-class Cohort(DML):
+class Failing(DML):
     """Mutual learning with a term of one student that fails, and one that no gradient passes."""
 
-    fails_at, rank, passes = None, 0, 0
+    fails_at, passes = None, 0
 
-    def distillation_losses(self, logits, maps, data_samples):
-        losses = super().distillation_losses(logits, maps, data_samples)
+    def losses(self, step):
+        losses = super().losses(step)
         if self.passes == self.fails_at:
             losses['b/loss_dml'] = losses['b/loss_dml'] * math.nan
         self.passes += 1
-        return {**losses, 'a/loss_fixed': logits['a'].detach().mean()}
+        return {**losses, 'a/loss_fixed': step.logits()['a'].detach().mean()}
+
+
+def failing_cohort(fails_at=None):
+    model = build_cohort()
+    model.methods['dml'] = Failing()
+    model.methods['dml'].fails_at = fails_at
+    return model
 
 
 def cohort_runner(work_dir, model, **changes):
@@ -249,8 +256,7 @@ def cohort_runner(work_dir, model, **changes):
 
 
 def test_the_student_is_named_and_no_part_steps(tmp_path):
-    model = Cohort({'a': student(), 'b': student()})
-    model.fails_at = 1
+    model = failing_cohort(fails_at=1)
     runner = cohort_runner(tmp_path, model)
     start = {}
     model.register_forward_pre_hook(
@@ -262,7 +268,7 @@ def test_the_student_is_named_and_no_part_steps(tmp_path):
 
 
 def test_a_term_that_no_gradient_passes_is_reported_once(tmp_path):
-    model = Cohort({'a': student(), 'b': student()})
+    model = failing_cohort()
     cohort_runner(tmp_path, model, log_level='WARNING', epochs=1).train()
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert log.count('no parameter learns from loss_fixed of student a: ') == 1
@@ -270,14 +276,14 @@ def test_a_term_that_no_gradient_passes_is_reported_once(tmp_path):
 
 
 def rank_with_a_failing_loss(rank, folder, choice):
-    model = Cohort({'a': student(), 'b': student()})
-    model.fails_at = 1 if rank == 1 else None
+    model = failing_cohort(fails_at=1 if rank == 1 else None)
+    method = model.methods['dml']
     model = MMDistributedDataParallel(model, device_ids=None)
     runner = cohort_runner(folder / 'run', model, custom_hooks=[LossGuardHook(choice)])
     start = {}
 
     def note(module, inputs):
-        start[module.passes] = [p.detach().clone() for p in module.parameters()]
+        start[method.passes] = [p.detach().clone() for p in module.parameters()]
 
     model.module.register_forward_pre_hook(note)
     message = ''
@@ -287,7 +293,7 @@ def rank_with_a_failing_loss(rank, folder, choice):
         message = str(error)
     after = start.get(2, list(model.parameters()))
     took_no_step = all(torch.equal(a, b) for a, b in zip(start[1], after, strict=True))
-    return message, model.module.passes, took_no_step
+    return message, method.passes, took_no_step
 
 
 @pytest.mark.parametrize('choice', ['stop', 'skip'])

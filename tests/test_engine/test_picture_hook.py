@@ -89,6 +89,7 @@ def steps(names, numbers):
     ('name', 'names'),
     [
         ('bake', {*TOGETHER, 'affinity'}),
+        ('bake_student', {*TOGETHER, 'affinity'}),
         ('dml', {*TOGETHER, 'affinity_b'}),
         ('ffsd', TOGETHER),
     ],
@@ -106,7 +107,7 @@ def test_training_is_the_same_to_the_last_bit(name, names, tmp_path):
     expected, found = plain.model.state_dict(), watched.model.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
-    # No pass but those of training and validation, and nothing is left behind.
+    # No pass but those of training and validation, and no hook is left behind.
     assert len(passes) == EPOCHS * (2 + 3) * len(set(passes))
     assert not any(m._forward_hooks for m in model.modules())
     assert pictures(tmp_path / 'plain') == set()

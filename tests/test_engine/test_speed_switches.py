@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map
 
 from kd_mm.engine.hooks import ChannelsLastHook
 from kd_mm.engine.hooks.channels_last_hook import use_channels_last
-from kd_mm.models.algorithms import BaseCohort
+from kd_mm.models.distiller import Distiller
 from tests.test_engine.toy_cohort import assert_equal, weights
-from tests.test_engine.toy_methods import METHODS, batch, build, build_runner, optim_cfg
+from tests.test_engine.toy_methods import METHODS, batch, build, build_runner, images, optim_cfg
 
 BFLOAT16 = {'type': 'kd_mm.Bfloat16OptimWrapper'}
 # Terms that necks take part in, which are networks and run in bfloat16.
@@ -22,9 +22,9 @@ BEHIND_NECKS = ('self_distillation', 'neck', 'decoder', 'fusion', 'leader/loss_k
 COMPILED = {'cfg': {'compile': {'backend': 'eager'}}}
 
 
-def train(method, work_dir, hooks=(), **changes):
+def train(method, work_dir, hooks=(), model=None, **changes):
     """The terms of five iterations, and the weights after them."""
-    runner = build_runner(method, work_dir, **changes)
+    runner = build_runner(method, work_dir, model, **changes)
     for hook in hooks:
         runner.register_hook(hook)
     runner.train()
@@ -50,7 +50,7 @@ class Formats(Hook):
     @staticmethod
     def look(seen, convolution, args):
         for tensor in (args[0], convolution.weight):
-            if min(tensor.shape[1:]) > 1:  # else it is both
+            if convolution.training and min(tensor.shape[1:]) > 1:  # else it is both
                 seen.append(tensor.is_contiguous(memory_format=torch.channels_last))
 
 
@@ -109,27 +109,20 @@ def test_bfloat16_trains_float32_weights_with_float32_losses(method):
 def hear(model):
     """Keep what the distillation terms are made of, for them to be computed with and without."""
     kept = []
-    if isinstance(model, BaseCohort):
-        compute = model.distillation_losses
-        model.distillation_losses = lambda *args: kept.append(args) or compute(*args)
+    if isinstance(model, Distiller):
+        (method,) = model.methods.values()
+        compute = method.losses
+        method.losses = lambda step: kept.append(step) or compute(step)
     else:
-        head = model.head
-        bake, soften, gather = head.bake_loss, head.bake_loss.log_probs, head.gather
-        logits = []
-        bake.log_probs = lambda z: logits.append(z) or soften(z)
-        head.gather = lambda *args: kept.append((*logits, args[0])) or gather(*args)
-
-        def compute(logits, features):
-            log_probs = soften(logits)
-            return {'loss_bake': bake(log_probs, gather(features, log_probs.exp()))}
+        compute = model.head.terms
+        model.head.terms = lambda step: kept.append(step) or compute(step)
 
     def again():
-        (args,) = kept
-        logits = args[0] if isinstance(args[0], dict) else {'': args[0]}
-        assert {z.dtype for z in logits.values()} == {torch.bfloat16}
+        (step,) = kept
+        assert {z.dtype for z in step.logits().values()} == {torch.bfloat16}
         with torch.autocast('cpu', torch.bfloat16):
-            own = compute(*args)
-        return own, compute(*tree_map(widen, args))
+            own = compute(step)
+        return own, compute(tree_map(widen, step))
 
     return again
 
@@ -149,7 +142,7 @@ class Compilations(Hook):
         self.counts.append(counters['frames']['total'])
 
 
-@pytest.mark.parametrize('method', ['bake', 'min_logit'])
+@pytest.mark.parametrize('method', ['bake', 'bake_student', 'min_logit'])
 def test_a_compiled_step_is_the_same_to_the_last_bit_and_compiled_once(method, tmp_path):
     torch.compiler.reset()
     compilations = Compilations()
@@ -164,18 +157,38 @@ def test_a_compiled_step_is_the_same_to_the_last_bit_and_compiled_once(method, t
     assert compilations.counts == compilations.counts[:1] * 5
 
 
+def test_a_weight_that_grows_by_the_epoch_is_compiled_until_it_is_whole(tmp_path):
+    torch.compiler.reset()
+    compilations = Compilations()
+    loader = {
+        **{'dataset': images()[:6], 'batch_size': 6, 'num_workers': 0},
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'collate_fn': {'type': 'default_collate'},
+    }
+    changes = {'train_cfg': {'by_epoch': True, 'max_epochs': 4}, 'train_dataloader': loader}
+    ramp = {'type': 'kd_mm.SigmoidRamp', 'epochs': 2}
+    plain, compiled = (
+        train('ffsd', tmp_path / name, hooks, build('ffsd', fusion_weight=ramp), **cfg, **changes)
+        for name, hooks, cfg in (('plain', [], {}), ('compiled', [compilations], COMPILED))
+    )
+    assert_equal(compiled, plain)
+    first, whole, *after = compilations.counts
+    assert whole <= first + 1
+    assert after == [whole] * 2
+
+
 @pytest.mark.parametrize('method', [m for m in METHODS if m != 'bake'])
 def test_terms_compile_as_a_whole_with_the_same_values_and_gradients(method):
     torch.compiler.reset()
     found = []
     for compiled in (False, True):
         model = build(method)
-        compute = model.distillation_losses
+        (distillation,) = model.methods.values()
         if compiled:
             # As a whole: what breaks the graph goes on without compiling, and is not seen
             # elsewhere. Linear's solver looks whether it may stop.
-            model.distillation_losses = torch.compile(
-                compute, backend='eager', fullgraph=method != 'linear'
+            distillation.losses = torch.compile(
+                distillation.losses, backend='eager', fullgraph=method != 'linear'
             )
         losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
         sum(losses.values()).backward()

@@ -4,7 +4,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.structures import DataSample
 
-from kd_mm.models.algorithms import DML
+from kd_mm.registry import MODELS
 
 NUM_CLASSES = 5
 SGD = {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9, 'weight_decay': 0.01}
@@ -28,7 +28,8 @@ def student(**kwargs):
 def build_cohort(seed=0, **students):
     """Students ``a`` and ``b``, or others, with weights that a Runner leaves alone."""
     torch.manual_seed(seed)
-    cohort = DML(students or {'a': student(), 'b': student()})
+    students = students or {'a': student(), 'b': student()}
+    cohort = MODELS.build({'type': 'kd_mm.DML', 'students': students})
     cohort.init_weights()
     with torch.no_grad():  # gradients that are seen, in the convolutions as in the heads
         for name, param in cohort.named_parameters():

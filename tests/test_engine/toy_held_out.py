@@ -5,8 +5,8 @@ import torch
 from mmpretrain.structures import DataSample
 
 from kd_mm.datasets import HoldOut
-from kd_mm.models.algorithms import KDCL
-from tests.references import collaborative_target as reference
+from kd_mm.registry import MODELS
+from tests.references import kdcl as reference
 from tests.test_datasets.toys import Labelled
 
 NUM_CLASSES = 3
@@ -46,7 +46,8 @@ def build_model(target='general', seed=0):
         'head': {'type': 'mmpretrain.LinearClsHead', 'num_classes': 3, 'in_channels': 64},
     }
     torch.manual_seed(seed)
-    model = KDCL({'a': student, 'b': student}, target)
+    students = {'a': student, 'b': student}
+    model = MODELS.build({'type': 'kd_mm.KDCL', 'students': students, 'target': target})
     model.init_weights()
     for name, parameter in model.named_parameters():
         if 'fc' in name:

@@ -4,12 +4,15 @@ import torch
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
+from kd_mm.methods import Clock
 from kd_mm.registry import MODELS
 
 NUM_CLASSES, NUM_IMAGES, BATCH, SIZE = 3, 30, 6, 16
 SGD = {'type': 'SGD', 'lr': 0.05, 'momentum': 0.9, 'weight_decay': 1e-4}
 TARGETS = ('naive', 'linear', 'min_logit', 'general')
-METHODS = ('bake', 'dml', *TARGETS, 'ffsd')
+METHODS = ('bake', 'bake_student', 'dml', *TARGETS, 'ffsd')
+ALONE = METHODS[:2]  # one network, by its head and by a Distiller
+FIRST = Clock(epoch=0, max_epochs=1, iteration=0, max_iters=5, num_images=NUM_IMAGES)
 
 
 def network(head='mmpretrain.LinearClsHead', **backbone):
@@ -29,7 +32,13 @@ def model_cfg(method):
     if method == 'ffsd':
         names = ('leader', 'student1', 'student2')
         students = {name: network(out_indices=(0, 1, 2)) for name in names}
-        return {'type': 'kd_mm.FFSD', 'students': students, 'img_size': SIZE}
+        ramp = {'type': 'kd_mm.SigmoidRamp', 'value': 10.0, 'epochs': 5}
+        return {
+            **{'type': 'kd_mm.FFSD', 'students': students, 'img_size': SIZE},
+            'fusion_weight': ramp,
+        }
+    if method == 'bake_student':
+        return {'type': 'kd_mm.BAKE', 'student': network()}
     students = {name: network() for name in ('a', 'b')}
     if method == 'dml':
         return {'type': 'kd_mm.DML', 'students': students}
@@ -38,11 +47,11 @@ def model_cfg(method):
 
 def optim_cfg(method, **kwargs):
     """One optimizer for BAKE, and one per part of a cohort."""
-    if method == 'bake':
+    if method in ALONE:
         return {'optimizer': SGD, **kwargs}
     parts = {name: {'optimizer': SGD} for name in model_cfg(method)['students']}
     if method == 'ffsd':
-        parts['leader']['prefix'] = ['students.leader', 'decoder', 'fusion', 'self_distillation']
+        parts['leader']['prefix'] = ['students.leader', 'methods.ffsd']
     return {'constructor': 'kd_mm.JointOptimWrapperConstructor', 'parts': parts, **kwargs}
 
 
@@ -55,6 +64,7 @@ def build(method, **changes):
         if 'fc' in key:
             torch.nn.init.normal_(parameter, std=0.5)
     model._is_init = True
+    model.clock = FIRST  # as the hook sets it in a run
     return model
 
 
@@ -80,28 +90,30 @@ def batch():
 
 def build_runner(method, work_dir, model=None, optim=(), **changes):
     """Five iterations per epoch, with the hooks of kd_mm's configs."""
-    hooks = [{'type': 'kd_mm.LossGuardHook'}]
-    if method == 'ffsd':
-        hooks.append({'type': 'kd_mm.LossWeightRampHook', 'names': ['fusion_weight']})
+    loader = {
+        'dataset': images(),
+        'batch_size': BATCH,
+        'num_workers': 0,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'collate_fn': {'type': 'default_collate'},
+    }
     settings = {
         'model': model or build(method),
         'work_dir': str(work_dir),
-        'train_dataloader': {
-            'dataset': images(),
-            'batch_size': BATCH,
-            'num_workers': 0,
-            'sampler': {'type': 'DefaultSampler', 'shuffle': False},
-            'collate_fn': {'type': 'default_collate'},
-        },
+        'train_dataloader': loader,
         'train_cfg': {'by_epoch': True, 'max_epochs': 1},
         'optim_wrapper': optim_cfg(method, **dict(optim)),
-        'custom_hooks': hooks,
+        'custom_hooks': [{'type': 'kd_mm.LossGuardHook'}],
         'default_hooks': {
             'runtime_info': {'type': 'kd_mm.LazyRuntimeInfoHook'},
             'compile': {'type': 'kd_mm.CompileHook'},
             'logger': {'type': 'LoggerHook', 'interval': 2},
             'checkpoint': {'type': 'CheckpointHook', 'interval': 1},
             'seed': {'type': 'kd_mm.SeedHook'},
+            'distiller': {
+                'type': 'kd_mm.DistillerHook',
+                'held_out_dataloader': {**loader, 'dataset': images()},
+            },
             'safe_checkpoints': {'type': 'kd_mm.SafeCheckpointHook'},
         },
         'visualizer': {'type': 'Visualizer', 'vis_backends': [{'type': 'LocalVisBackend'}]},

@@ -47,6 +47,12 @@ def test_each_network_meets_the_vanilla_recipe_of_its_backbone(runs):
     assert found['ensemble'].gain is None
 
 
+def test_one_network_of_a_distiller_meets_its_vanilla_recipe(runs):
+    write_run(runs / 'bake', {'type': 'kd_mm.BAKE', 'student': network(20)}, {'network': [50.0]},
+              config='bake')  # fmt: skip
+    assert by_name(read_recipes([runs]))['bake'].vanilla == {'network': 'vanilla_a'}
+
+
 def test_other_data_are_not_compared(runs):
     digits = {'dataset': {'type': 'kd_mm.Digits', 'split': 'train'}}
     write_run(runs / 'other', network(20), {'network': [50.0]}, config='other',

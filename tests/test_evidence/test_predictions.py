@@ -42,6 +42,8 @@ def test_ensemble_is_the_mean_of_the_students_alone():
     assert list(found) == ['a', 'b', 'ensemble', 'leader']
     assert found['ensemble'] == pytest.approx([0.6, 0.4])
     assert found['leader'] == [0.0, 1.0]
+    sample.set_pred_score(torch.tensor([0.2, 0.8]))
+    assert list(scores_by_network([sample], single=True)) == ['network', 'leader']
 
 
 @pytest.mark.parametrize(

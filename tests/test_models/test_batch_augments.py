@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from scipy.stats import chisquare
 
-from kd_mm.models.algorithms import CohortDataPreprocessor
+from kd_mm.models import CohortDataPreprocessor
 from kd_mm.models.batch_augments import BatchRandomCrop, BatchRandomFlip, run_generator
 
 CROP = {'type': 'kd_mm.BatchRandomCrop', 'crop_size': 4, 'padding': 1}

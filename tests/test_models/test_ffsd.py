@@ -12,9 +12,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from kd_mm.functional.attention import diverse_feature_map
+from kd_mm.functional.ffsd import diverse_feature_map
+from kd_mm.methods import Clock, Seen, Step
+from kd_mm.methods.layout import fastest_layout
 from kd_mm.models.necks import SelfDistillationNeck
-from kd_mm.models.necks.layout import fastest_layout
 
 GOLDEN = sorted((Path(__file__).parents[1] / 'data').glob('ffsd_*.npz'))
 CLOSE = {'rtol': 1e-6, 'atol': 1e-9}
@@ -41,11 +42,16 @@ class ThreeStages(BaseModule):
         return tuple(maps[i] for i in self.out_indices)
 
 
-def student(head='LinearClsHead', num_classes=6, backbone='ThreeStages', width=16, **settings):
+POOLING = {'type': 'GlobalAveragePooling'}
+
+
+def student(
+    head='LinearClsHead', num_classes=6, backbone='ThreeStages', width=16, neck=POOLING, **settings
+):
     return {
         'type': 'ImageClassifier',
         'backbone': {'type': backbone, **settings},
-        'neck': {'type': 'GlobalAveragePooling'},
+        'neck': neck,
         'head': {
             'type': head,
             'num_classes': num_classes,
@@ -116,13 +122,14 @@ def test_every_term_equals_the_released_code(path):
     )
     weights = {'diversity_weight': 1.0, 'fusion_weight': 1.0}
     model = build(num_common, own=student(num_classes=num_classes), **weights).double()
+    ffsd = model.methods.ffsd
     load_golden(
-        model.fusion,
+        ffsd.fusion,
         golden,
         'fusion.',
         {f'fuse.{k}': v for k, v in SEPARABLE.items()} | {'fc': 'fc2'},
     )
-    load_golden(model.decoder, golden, 'decoder.', {f'widen.{k}': v for k, v in SEPARABLE.items()})
+    load_golden(ffsd.decoder, golden, 'decoder.', {f'widen.{k}': v for k, v in SEPARABLE.items()})
     blocks = {
         f'blocks.{i}.{k}': f'layer{i}.{name}'
         for i in (0, 1)
@@ -130,13 +137,13 @@ def test_every_term_equals_the_released_code(path):
     }
     necks = {f'student{i}': f'self_distillation{i}.' for i in range(1, num_common)}
     for name, prefix in {**necks, 'leader': 'self_distillation_leader.'}.items():
-        load_golden(model.self_distillation[name], golden, prefix, blocks)
+        load_golden(ffsd.self_distillation[name], golden, prefix, blocks)
 
     names = list(model.students)
     logits = {name: golden[f'{name}.logits'] for name in names}
     maps = {name: tuple(golden[f'{name}.stage{i}'] for i in range(3)) for name in names}
-    samples = [DataSample().set_gt_label(label) for label in golden['labels']]
-    losses = model.distillation_losses(logits, maps, samples)
+    seen = {name: [Seen(logits[name], maps[name][-1].mean((2, 3)), maps[name])] for name in names}
+    losses = ffsd.losses(Step(seen, {}, golden['labels']))
 
     released = {'fusion/loss_ensemble': 'fusion.loss_ensemble'}
     for name in names:
@@ -157,13 +164,13 @@ def test_every_term_equals_the_released_code(path):
     checked |= {f'expect.{name}.loss_ce' for name in names}
 
     load_golden(
-        model.fusion,
+        ffsd.fusion,
         golden,
         'fusion.',
         {f'fuse.{k}': v for k, v in SEPARABLE.items()} | {'fc': 'fc2'},
     )
-    fused, fusion_logits = model.fusion([maps[name][-1] for name in names if name != 'leader'])
-    decoded = model.decoder(maps['leader'][-1])
+    fused, fusion_logits = ffsd.fusion([maps[name][-1] for name in names if name != 'leader'])
+    decoded = ffsd.decoder(maps['leader'][-1])
     for value, key in (
         (fused, 'fusion.map'),
         (fusion_logits, 'fusion.logits'),
@@ -218,15 +225,16 @@ def guide(neck, maps, source):
 def released_step(model, images, labels, lr=0.1):
     """One step of the released trainer: networks, fusion, leader with decoder, then the necks."""
     lambdas = {'div': 0.5, 'fus': 10.0, 'sd': 1000.0}
-    nets, necks = model.students, model.self_distillation
+    ffsd = model.methods.ffsd
+    nets, necks = model.students, ffsd.self_distillation
     sgd = {'lr': lr, 'momentum': 0.9, 'nesterov': True}
     common = [n for n in nets if n != 'leader']
     optimizers = {
         n: torch.optim.SGD(nets[n].parameters(), weight_decay=1e-4, **sgd) for n in common
     }
-    leader_side = [*nets['leader'].parameters(), *model.decoder.parameters()]
+    leader_side = [*nets['leader'].parameters(), *ffsd.decoder.parameters()]
     optimizers['leader'] = torch.optim.SGD(leader_side, weight_decay=1e-4, **sgd)
-    optimizers['fusion'] = torch.optim.SGD(model.fusion.parameters(), weight_decay=1e-5, **sgd)
+    optimizers['fusion'] = torch.optim.SGD(ffsd.fusion.parameters(), weight_decay=1e-5, **sgd)
     adam = {
         n: torch.optim.Adam(m.parameters(), lr=1e-3, weight_decay=1e-4) for n, m in necks.items()
     }
@@ -234,8 +242,8 @@ def released_step(model, images, labels, lr=0.1):
     maps = {n: nets[n].backbone(images) for n in nets}
     z = {n: nets[n].head(nets[n].neck(maps[n][-1:])) for n in nets}
     deep = torch.cat([maps[n][-1].detach() for n in common], 1)
-    fused, z_f = model.fusion([maps[n][-1].detach() for n in common])
-    decoded = model.decoder(maps['leader'][-1])
+    fused, z_f = ffsd.fusion([maps[n][-1].detach() for n in common])
+    decoded = ffsd.decoder(maps['leader'][-1])
     mean = sum(z[n].detach() for n in common) / len(common)
 
     def update(optimizer, loss):
@@ -271,7 +279,7 @@ OPTIMIZERS = {
     'constructor': 'kd_mm.JointOptimWrapperConstructor',
     'parts': {
         'networks': {
-            'prefix': ['students', 'decoder'],
+            'prefix': ['students', 'methods.ffsd.decoder'],
             'optimizer': {
                 'type': 'SGD',
                 'lr': 0.1,
@@ -281,7 +289,7 @@ OPTIMIZERS = {
             },
         },
         'fusion': {
-            'prefix': 'fusion',
+            'prefix': 'methods.ffsd.fusion',
             'optimizer': {
                 'type': 'SGD',
                 'lr': 0.1,
@@ -291,7 +299,7 @@ OPTIMIZERS = {
             },
         },
         'self_distillation': {
-            'prefix': 'self_distillation',
+            'prefix': 'methods.ffsd.self_distillation',
             'optimizer': {'type': 'Adam', 'lr': 1e-3, 'weight_decay': 1e-4},
         },
     },
@@ -354,7 +362,8 @@ def test_each_ablation_leaves_out_its_terms_and_trains_every_parameter(settings,
     assert losses.keys() == terms | OWN
     assert all(torch.isfinite(loss) for loss in losses.values())
     optimizer = build_optim_wrapper(model, copy.deepcopy(OPTIMIZERS))
-    lost = {'fusion': model.fusion, 'self_distillation': model.self_distillation}
+    ffsd = model.methods.ffsd
+    lost = {'fusion': ffsd.fusion, 'self_distillation': ffsd.self_distillation}
     expected = {'networks'} | {name for name, part in lost.items() if part is not None}
     assert set(optimizer.optim_wrappers) == expected
     assert all(p.grad is not None for p in model.parameters())
@@ -390,8 +399,9 @@ def test_any_number_of_common_students(num_common):
     losses = backward(model, *draw())
     assert sum('mutual' in key for key in losses) == num_common
     assert sum('diversity' in key for key in losses) == num_common - 1
-    assert model.fusion.fuse.depthwise_conv.conv.in_channels == 16 * num_common
-    assert model.decoder.widen.pointwise_conv.conv.out_channels == 16 * num_common
+    ffsd = model.methods.ffsd
+    assert ffsd.fusion.fuse.depthwise_conv.conv.in_channels == 16 * num_common
+    assert ffsd.decoder.widen.pointwise_conv.conv.out_channels == 16 * num_common
 
 
 def test_weights_scale_their_terms():
@@ -409,14 +419,28 @@ def test_weights_scale_their_terms():
             torch.testing.assert_close(value, plain[key] * (3 if key in scaled else 1))
 
 
+@pytest.mark.parametrize(('epoch', 'share'), [(0, np.exp(-5 * 0.8**2)), (4, 1), (7, 1)])
+def test_a_scheduled_weight_follows_the_clock(epoch, share):
+    ramp = {'type': 'kd_mm.SigmoidRamp', 'epochs': 5, 'value': 10.0}
+    model = build(fusion_weight=ramp)
+    model.clock = Clock(epoch, max_epochs=8, iteration=0, max_iters=8, num_images=4)
+    losses, whole = model(*draw(), mode='loss'), build()(*draw(), mode='loss')
+    scaled = TRANSFER | {'leader/loss_self_distillation'}
+    for key, value in losses.items():
+        torch.testing.assert_close(value, whole[key] * (share if key in scaled else 1))
+    model.clock = None
+    with pytest.raises(RuntimeError, match=r'SigmoidRamp needs the epoch.* add default_hooks='):
+        model(*draw(), mode='loss')
+
+
 def test_mixed_labels_reach_the_fusion_classifier_too():
     images, samples = draw(soft=True)
     model = build()
     losses = model(images, samples, mode='loss')
     model = build()
-    deepest = [model.students[n].backbone(images)[-1] for n in model.common]
+    deepest = [model.students[n].backbone(images)[-1] for n in ('student0', 'student1')]
     scores = torch.stack([sample.gt_score for sample in samples])
-    expected = -(scores * model.fusion(deepest)[1].log_softmax(1)).sum(1).mean()
+    expected = -(scores * model.methods.ffsd.fusion(deepest)[1].log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(losses['fusion/loss'], expected)
 
 
@@ -458,7 +482,7 @@ def test_hierarchical_backbones_train_every_parameter(backbone):
 def test_the_image_of_zeros_suits_the_windows_of_swin():
     swin = {**HIERARCHICAL['SwinTransformer'], 'window_size': 7, 'out_indices': (0, 1, 2, 3)}
     own = student(backbone='SwinTransformer', width=64, **swin)
-    assert build(own=own).fusion.fc.in_features == 64
+    assert build(own=own).methods.ffsd.fusion.fc.in_features == 64
     with pytest.raises(ValueError, match=r'with 64 one fails: .*window size.* set model.img_size'):
         build(own=own, img_size=64)
 
@@ -469,8 +493,8 @@ def test_predict_tells_every_classifier_and_answers_with_the_leader():
     predictions = model(images, samples, mode='predict')
     logits = model.students['leader'](images, mode='tensor')
     torch.testing.assert_close(model(images, mode='tensor'), logits)
-    deepest = [model.students[n].backbone(images)[-1] for n in model.common]
-    fusion = model.fusion(deepest)[1].softmax(1)
+    deepest = [model.students[n].backbone(images)[-1] for n in ('student0', 'student1')]
+    fusion = model.methods.ffsd.fusion(deepest)[1].softmax(1)
     for i, sample in enumerate(predictions):
         torch.testing.assert_close(sample.pred_score, logits[i].softmax(0))
         assert sample.pred_label.item() == logits[i].argmax().item()
@@ -512,16 +536,23 @@ def vary(**changes):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'students': {'a': student(), 'leader': student()}}, 'at least two beside the leader'),
-        ({'leader': 'boss'}, 'leader must name one of the students student0, student1, leader'),
-        ({'leader': None, 'self_distillation': 'leader'}, 'needs a leader'),
+        ({'students': {'a': student(), 'leader': student()}}, 'at least two next to the leader'),
+        ({'leader': 'boss'}, 'leader must name one of the students leader, student0, student1'),
+        (
+            {'leader': None, 'self_distillation': 'leader'},
+            "'both', 'common', None, but got 'leader'",
+        ),
         ({'diversity': 'cosine'}, "'attention', 'l2', None, but got 'cosine'"),
         ({'self_distillation': 'all'}, "'both', 'common', 'leader', None, but got 'all'"),
         ({'diversity_weight': -1.0}, 'diversity_weight must be finite and at least 0, but got -1'),
         ({'fusion_weight': -1.0}, 'fusion_weight must be'),
         ({'self_distillation_weight': float('inf')}, 'self_distillation_weight must be'),
         ({'temperature': 0}, 'temperature must be positive'),
-        ({'students': vary(leader={'out_indices': (0, 1)})}, 'one height and width'),
+        ({'students': vary(leader={'out_indices': (0, 1), 'width': 8})}, 'one height and width'),
+        (
+            {'students': vary(leader={'width': 8})},
+            'with 224 one fails: .* or correct neck and head of leader',
+        ),
         (
             {'students': vary(student1={'out_indices': (0, 2)})},
             'halve in size.*student1.* 224 x 224',
@@ -533,14 +564,14 @@ def vary(**changes):
             {
                 'students': dict.fromkeys(
                     ('student0', 'student1', 'leader'),
-                    student(backbone='ConvNeXt', width=64, **POOLED),
+                    student(backbone='ConvNeXt', width=64, neck=None, **POOLED),
                 )
             },
             r'must be maps \(C, H, W\), but those of student .* \(64,\).*gap_before_final_norm',
         ),
     ],
 )
-def test_bad_input_is_refused_when_the_cohort_is_built(settings, message):
+def test_bad_input_is_refused_when_the_model_is_built(settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings)
 

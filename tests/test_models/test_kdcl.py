@@ -4,16 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from kd_mm.models.algorithms.kdcl import TARGETS
-from tests.references import batch_ensemble as reference
-from tests.test_models.test_cohort import batch, student
-from tests.test_models.test_cohort import build as build_cohort
+from kd_mm.methods import Clock
+from kd_mm.methods.kdcl import LOGIT_TARGETS
+from tests.references import bake as reference
+from tests.test_models.test_distiller import batch, student
+from tests.test_models.test_distiller import build as build_distiller
 
 NAMES = ('a', 'b', 'c')
+TARGETS = (*LOGIT_TARGETS, 'general')
 
 
 def build(names=NAMES, **kwargs):
-    return build_cohort({name: student() for name in names}, type='kd_mm.KDCL', **kwargs)
+    model = build_distiller({name: student() for name in names}, type='kd_mm.KDCL', **kwargs)
+    model.clock = Clock(0, 1, 0, 1, num_images=6)  # as in a run with kd_mm.DistillerHook
+    return model
 
 
 def logits_of(model, images):
@@ -60,20 +64,22 @@ def test_loss_equals_the_papers(target, expected, temperature, loss_weight):
         np.testing.assert_allclose(losses[f'{name}/loss_kdcl'].item(), wanted, rtol=2e-4)
 
 
-def test_linear_target_is_at_least_as_good_as_the_best_mixture_on_a_grid():
+def test_loss_of_the_linear_target_is_that_of_the_best_mixture_on_a_grid():
     model = build(('a', 'b'), target='linear')
     images, samples = batch(num_images=6)
-    model(images, samples, mode='loss')
+    losses = model(images, samples, mode='loss')
     logits = logits_of(model, images)
-    stack = torch.tensor(np.stack([logits[n] for n in 'ab']))
-    probs = model.target_probs(stack, samples)  # at temperature 2
+    soft = []
     for n, sample in enumerate(samples):
         label = int(sample.gt_label)
-        grid = np.linspace(0, 1, 1001)[:, None]
+        grid = np.linspace(0, 1, 100001)[:, None]
         mixed = grid * logits['a'][n] + (1 - grid) * logits['b'][n]
         cross_entropy = np.log(np.exp(mixed).sum(1)) - mixed[:, label]
-        best = reference.softmax(mixed[cross_entropy.argmin()] / 2)
-        np.testing.assert_allclose(probs[n], best, atol=5e-3)
+        soft.append(reference.softmax(mixed[cross_entropy.argmin()] / 2))  # at temperature 2
+    for name in 'ab':
+        wanted = reference.soft_target_kl(logits[name], np.stack(soft), 2.0).mean()
+        assert wanted > 0.01
+        np.testing.assert_allclose(losses[f'{name}/loss_kdcl'].item(), wanted, rtol=1e-3)
 
 
 def test_the_four_targets_differ():
@@ -121,9 +127,9 @@ def test_permuting_students_permutes_nothing_else(target):
 
 def test_weights_of_general_live_in_the_state_and_enter_the_target():
     model = build(target='general')
-    torch.testing.assert_close(model.state_dict()['weights'], torch.full((3,), 1 / 3))
-    assert 'weights' not in build(target='naive').state_dict()
-    model.weights.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(model.state_dict()['methods.kdcl.weights'], torch.full((3,), 1 / 3))
+    assert not any('methods' in key for key in build(target='naive').state_dict())
+    model.methods.kdcl.weights.copy_(torch.tensor([1.0, 0.0, 0.0]))
     images, samples = batch()
     losses = model(images, samples, mode='loss')
     assert losses['a/loss_kdcl'].item() == pytest.approx(0, abs=1e-5)
@@ -132,7 +138,7 @@ def test_weights_of_general_live_in_the_state_and_enter_the_target():
 
 def test_weights_of_general_stay_with_their_students_when_a_dump_sorts_them():
     model, turned = build(('b', 'c', 'a'), target='general'), build(target='general')
-    model.weights.copy_(torch.tensor([0.6, 0.3, 0.1]))  # a, b, c
+    model.methods.kdcl.weights.copy_(torch.tensor([0.6, 0.3, 0.1]))  # a, b, c
     turned.load_state_dict(model.state_dict())
     first, second = (m(*batch(), mode='loss') for m in (model, turned))
     for key, value in first.items():
@@ -141,12 +147,14 @@ def test_weights_of_general_stay_with_their_students_when_a_dump_sorts_them():
 
 def test_a_student_with_bake_keeps_both_losses():
     students = {'a': student(head='kd_mm.BAKEHead'), 'b': student()}
-    losses = build_cohort(students, type='kd_mm.KDCL')(*batch(), mode='loss')
+    losses = build_distiller(students, type='kd_mm.KDCL')(*batch(), mode='loss')
     assert {'a/loss', 'a/loss_bake', 'a/loss_kdcl', 'b/loss', 'b/loss_kdcl'} == losses.keys()
 
 
 def test_an_unknown_target_lists_the_four():
-    with pytest.raises(ValueError, match="naive, linear, min_logit, general, but got 'mean'"):
+    with pytest.raises(
+        ValueError, match="'naive', 'linear', 'min_logit', 'general', but got 'mean'"
+    ):
         build(target='mean')
     with pytest.raises(ValueError, match='temperature must be positive'):
         build(temperature=-1.0)
@@ -158,3 +166,11 @@ def test_soft_labels_of_a_data_set_must_sum_to_one():
     samples[1].set_gt_score(samples[1].gt_score * 2)
     with pytest.raises(ValueError, match='row 1 sums to 2'):
         model.data_preprocessor({'inputs': images, 'data_samples': samples})
+
+
+def test_general_trains_with_the_hook_alone():
+    model = build(target='general')
+    model.clock = None
+    with pytest.raises(RuntimeError, match=r'KDCL needs images .* add default_hooks='):
+        model(*batch(), mode='loss')
+    model.eval()(*batch(), mode='loss')

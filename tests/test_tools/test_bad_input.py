@@ -57,7 +57,7 @@ train_cfg = dict(max_epochs=1)
 """,
     **{
         f'{name}.py': f"""
-_base_ = {str(REPO / f'configs/kdcl/{config}_resnet20-wrn16-1_1xb64_digits.py')!r}
+_base_ = {str(REPO / f'configs/{config}_resnet20-wrn16-1_1xb64_digits.py')!r}
 model = dict(
     students=dict(
         resnet20=dict(backbone=dict(depth=8)), wrn16_1=dict(backbone=dict(depth=10))
@@ -68,11 +68,11 @@ val_dataloader = dict(dataset=dict(indices=64))
 train_cfg = dict(max_epochs=1)
 """
         for name, config, indices in (
-            ('naive', 'kdcl-naive', 'indices=64'),
-            ('linear', 'kdcl-linear', 'indices=64'),
-            ('minlogit', 'kdcl-minlogit', 'indices=64'),
-            ('general', 'kdcl-general', 'num_per_class=2, dataset=dict(indices=64)'),
-            ('dml', 'dml', 'indices=64'),
+            ('naive', 'kdcl/kdcl-naive', 'indices=64'),
+            ('linear', 'kdcl/kdcl-linear', 'indices=64'),
+            ('minlogit', 'kdcl/kdcl-minlogit', 'indices=64'),
+            ('general', 'kdcl/kdcl-general', 'num_per_class=2, dataset=dict(indices=64)'),
+            ('dml', 'dml/dml', 'indices=64'),
         )
     },
     'ffsd.py': f"""

@@ -359,6 +359,44 @@ def test_a_cohort_that_draws_its_views_gets_the_images(recorded, tmp_path):
     assert {inputs.shape for _, _, inputs, *_ in recorded} == {(4, 3, 16, 16)}
 
 
+def one_network_config(method, **model):
+    """A network in a Distiller, with one method more."""
+    config = tiny_config('LinearClsHead')
+    model = {'type': 'kd_mm.BAKE', 'student': config.model, 'methods': {'own': method}, **model}
+    return Config({**config.to_dict(), 'model': model})
+
+
+def test_one_network_of_a_distiller_alternates_with_its_own_recipe(recorded):
+    student = tiny_config('LinearClsHead').model
+    config = one_network_config(
+        {'type': 'tests.Snapshot', 'loss_weight': {'type': 'kd_mm.LinearRamp', 'epochs': 300}},
+        teachers={'t': {**student, 'checkpoint': 'not_read.pth'}},
+    )
+    plain = benchmark.undistilled(config)
+    assert plain.model == student
+    report = compare(config, plain)
+    (both, weights, *_), (_, same, *_) = recorded[:2]
+    torch.testing.assert_close(weights, same, rtol=0, atol=0)
+    assert both.model.methods.own.loss_weight(both.model.clock) == 1
+    assert report['distillation'] is None
+    assert report['config']['parameters'] == report['sum']['parameters'] == PARAMETERS
+    peaks = [report[key]['peak_memory_bytes'] for key in ('config', 'sum')]
+    assert peaks[0] > peaks[1] + 4 * PARAMETERS  # the teacher's
+
+
+@pytest.mark.parametrize('num_classes', [None, 7])
+def test_methods_get_views_and_numbers(num_classes, recorded, tmp_path):
+    tiny_config('LinearClsHead').dump(tmp_path / 'student.py')
+    config = one_network_config(
+        {'type': 'tests.TwoViews'}, student={'cfg_path': str(tmp_path / 'student.py')}, views=2
+    )
+    config.model.methods.past = {'type': 'tests.PastLabels'}
+    report = compare(config, num_classes=num_classes)
+    assert report['settings']['num_classes'] == (num_classes or 5)
+    assert [view.shape for view in recorded[0][2]] == [(4, 3, 16, 16)] * 2
+    assert recorded[0][0].model.methods.past.memory.filled.tolist() == [True] * 4
+
+
 def test_times_and_memories_of_several_recipes_add_up(monkeypatch, tmp_path):
     """A cohort's step takes 10 s, the students' 3 s and 5 s, on a machine that slows down."""
     seconds = [0.0]
@@ -370,7 +408,7 @@ def test_times_and_memories_of_several_recipes_add_up(monkeypatch, tmp_path):
 
     monkeypatch.setattr(benchmark.Side, 'step', step)
     monkeypatch.setattr(benchmark.time, 'process_time', lambda: seconds[0])
-    mebibytes = {'KDCL': 2.75, 'ImageClassifier': 1.5}
+    mebibytes = {'Distiller': 2.75, 'ImageClassifier': 1.5}
     monkeypatch.setattr(
         benchmark,
         '_peak_memory',
@@ -421,6 +459,7 @@ def test_memory_of_a_step_counts_what_the_side_holds(monkeypatch):
     side = SimpleNamespace(
         model=model,
         optimizers=[optimizer],
+        teachers=[],
         num_views=None,
         step=lambda data: torch.empty(data['count']),
     )

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 
-from kd_mm.models.algorithms import DML
+from kd_mm.methods import DML
 from kd_mm.registry import MODELS
 from kd_mm.utils import doctor
 from kd_mm.utils.doctor import (
@@ -24,9 +24,10 @@ from kd_mm.utils.doctor import (
 from kd_mm.utils.launch import set_dataloader_defaults
 from tests import forked
 from tests.conftest import REPO, run, run_tool
+from tests.registry import METHODS as OWN_METHODS
 
 BAKE = 'configs/bake/resnet20_1xb64_digits.py'
-MUTUAL = 'configs/kdcl/dml_resnet20-wrn16-1_1xb64_digits.py'
+MUTUAL = 'configs/dml/dml_resnet20-wrn16-1_1xb64_digits.py'
 KDCL = 'configs/kdcl/kdcl-{}_resnet20-wrn16-1_1xb64_digits.py'
 FFSD = 'configs/ffsd/ffsd_resnet20_1xb64_digits.py'
 VANILLA = 'configs/vanilla/vanilla_resnet20_1xb64_digits.py'
@@ -105,16 +106,15 @@ def test_versions(found, needs, level, words):
     assert any(all(word in str(finding) for word in words) for finding in findings), findings
 
 
-@MODELS.register_module(force=True)
+@OWN_METHODS.register_module(force=True)
 class Idle(DML):
     """Mutual learning with a term that no gradient passes and a layer that takes no part."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.students['wrn16_1'].spare = torch.nn.Linear(2, 2)
+    def setup(self, networks):
+        networks.students['wrn16_1'].spare = torch.nn.Linear(2, 2)
 
-    def distillation_losses(self, logits, maps, data_samples):
-        losses = super().distillation_losses(logits, maps, data_samples)
+    def losses(self, step):
+        losses = super().losses(step)
         losses['resnet20/loss_dml'] = losses['resnet20/loss_dml'].detach()
         return losses
 
@@ -236,7 +236,7 @@ def test_room_on_the_disk(tmp_path, monkeypatch):
 
 
 def test_what_takes_no_part_is_named():
-    said = examine(small(MUTUAL, model__type='kd_mm.Idle', custom_hooks=[]))
+    said = examine(small(MUTUAL, model__type='tests.Idle', custom_hooks=[]))
     assert said[ERROR] == []
     assert said[WARNING] == [
         'no parameter learns from loss_dml of student resnet20; is a detach() too many?',
@@ -270,6 +270,28 @@ def test_heads_that_do_not_fit_the_data_are_warned_of():
     number, partners = examine(cfg)[WARNING]
     assert 'the head tells 12 classes apart, but train_dataloader has 10; set its num' in number
     assert 'of the same class, but DefaultSampler puts them into a batch by chance' in partners
+
+
+def test_a_method_that_needs_a_sampler_is_warned_of_once():
+    cfg = small(VANILLA)
+    cfg.model = {'type': 'kd_mm.BAKE', 'student': cfg.model}
+    said = examine(cfg)
+    assert said[ERROR] == []
+    (partners,) = said[WARNING]
+    assert 'of the same class, but DefaultSampler puts them into a batch by chance' in partners
+    assert "set train_dataloader.sampler=dict(_delete_=True, type='kd_mm.ClassI" in partners
+
+
+def test_the_file_of_a_teacher_is_read_before_the_run(tmp_path):
+    cfg = small(MUTUAL)
+    network, path = cfg.model.students.resnet20.to_dict(), tmp_path / 'teacher.pth'
+    cfg.model.teachers = {'t': {**network, 'checkpoint': str(path), 'input_size': 20}}
+    cfg.model.methods = {'kd': {'type': 'tests.Imitate'}}
+    assert examine(cfg)[ERROR] == [f'no checkpoint at {path}; check the path']
+    model = MODELS.build({**network, '_scope_': 'mmpretrain'})
+    torch.save({'state_dict': model.state_dict()}, path)
+    said = examine(cfg)
+    assert not said[ERROR] + said[WARNING]
 
 
 def test_the_tool_prints_one_line_per_check_and_writes_nothing(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
-from kd_mm.models.algorithms import FFSD
-from kd_mm.models.heads import BAKEMixin
+from kd_mm.methods import BAKE, FFSD, SigmoidRamp
+from kd_mm.models.heads import BAKEHead
 from kd_mm.utils.option_tables import describe, fill_options, options_table
 
 
@@ -51,17 +51,20 @@ def test_option_without_description_is_refused():
 
 
 def test_keyword_only_and_inherited_options_are_known():
-    assert list(describe(BAKEMixin)) == [
+    assert list(describe(BAKEHead)) == [
         'omega', 'temperature', 'loss_weight', 'gather', 'group_size', '**kwargs'
     ]  # fmt: skip
-    assert '| `omega` | `0.5` | Weight in [0, 1) ' in options_table(BAKEMixin)
-    assert '| `leader` |' in options_table(FFSD)  # whose deploy the base class describes
+    assert '| `omega` | `0.5` | Weight in [0, 1) ' in options_table(BAKE)
+    assert '| `leader` |' in options_table(FFSD)
+    table = options_table(SigmoidRamp)  # whose signature is that of its base
+    assert '| `epochs` | required |' in table
+    assert '| `value` | `1.0` |' in table
 
 
 def test_table_replaces_what_stood_there():
-    text = 'a\n<!-- options of kd_mm.models.losses.BAKELoss -->\nold\n<!-- end of options -->\nb'
+    text = 'a\n<!-- options of kd_mm.methods.BAKE -->\nold\n<!-- end of options -->\nb'
     filled = fill_options(text)
-    assert filled.startswith('a\n<!-- options of kd_mm.models.losses.BAKELoss -->\n\n| option |')
+    assert filled.startswith('a\n<!-- options of kd_mm.methods.BAKE -->\n\n| option |')
     assert filled.endswith('|\n\n<!-- end of options -->\nb')
     assert 'old' not in filled
     assert fill_options(filled) == filled

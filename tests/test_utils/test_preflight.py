@@ -28,7 +28,7 @@ DIGITS = 'configs/bake/resnet20_1xb64_digits.py'
 SWIN = 'configs/bake/swin-t_8xb128_in1k.py'
 PAIR = 'configs/kdcl/kdcl-minlogit_resnet20-wrn16-1_1xb64_digits.py'
 GENERAL = 'configs/kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py'
-MUTUAL = 'configs/kdcl/dml_resnet20-wrn16-1_1xb64_digits.py'
+MUTUAL = 'configs/dml/dml_resnet20-wrn16-1_1xb64_digits.py'
 TRAIN = 'train_dataloader'
 
 

@@ -89,6 +89,27 @@ def test_parts_of_a_cohort():
     assert f'| decoder | {line} |' in table
 
 
+@pytest.mark.parametrize('method', ['bake', 'bake_student'])
+def test_parts_of_one_network(method):
+    parts = profile_step(recipe(method), **SIZES, steps=1, warmup=0)['parts']
+    learning = {'network', 'classification losses', 'distillation losses'}
+    assert set(parts) - {'gradients added up'} == learning | {
+        *('preprocessor', 'optimizer', 'logging'),
+        REST,
+    }
+    assert all(parts[name]['backward'] > 0 for name in learning)
+
+
+def test_parts_of_a_teacher_and_a_method_of_a_project():
+    config = recipe('dml')
+    config.model.teachers = {'t': {**config.model.students.a, 'checkpoint': 'not_read.pth'}}
+    config.model.methods = {'kd': {'type': 'tests.Snapshot'}, 'gate': {'type': 'tests.Gate'}}
+    config.optim_wrapper.parts.a.prefix = ['students.a', 'methods']
+    parts = profile_step(config, **SIZES, steps=1, warmup=0)['parts']
+    assert parts['teacher t']['forward'] > 0 == parts['teacher t']['backward']
+    assert parts['gate']['backward'] > 0
+
+
 def test_the_tool_tells_the_parts_of_a_network_alone(tmp_path, monkeypatch, capsys):
     recipe('bake').dump(tmp_path / 'bake.py')
     arguments = [f'--{key.replace("_", "-")}={value}' for key, value in SIZES.items()]

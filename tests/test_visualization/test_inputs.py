@@ -173,11 +173,31 @@ def test_a_batch_is_that_of_the_recipes_sampler(bake):
     assert classes == named.classes
 
 
-def test_affinities_need_a_bake_head(tmp_path):
+def test_affinities_need_a_method_that_has_them(tmp_path):
     cfg = recipe('vanilla/vanilla_resnet20_1xb64_digits')
     loaded = inputs.load_model(cfg, checkpoint(cfg, tmp_path / 'a.pth'))
-    with pytest.raises(ValueError, match='need a BAKE head, but ImageClassifier has none'):
+    with pytest.raises(ValueError, match=r'need a method by .* but ImageClassifier has none; use'):
         inputs.batch_knowledge(loaded, cfg)
+
+
+def test_a_batch_for_methods_with_a_clock_a_teacher_and_a_memory(tmp_path):
+    cfg = recipe('vanilla/vanilla_resnet20_1xb64_digits')
+    network, teacher = cfg.model.to_dict(), checkpoint(cfg, tmp_path / 'teacher.pth')
+    methods = {'past': {'type': 'tests.PastLabels'}, 'kd': {'type': 'tests.Snapshot'}}
+    cfg.model = {
+        'type': 'kd_mm.BAKE',
+        'student': network,
+        'teachers': {'t': {**network, 'checkpoint': str(teacher)}},
+        'methods': methods,
+    }
+    torch.manual_seed(0)
+    model = MODELS.build({**cfg.to_dict()['model'], '_scope_': 'mmpretrain'})
+    model.methods.past.memory.resize(60)
+    model.methods.past.memory.write(torch.arange(60), torch.full((60, 10), 0.1))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    loaded = inputs.load_model(cfg, tmp_path / 'a.pth')
+    (batch,) = inputs.batch_knowledge(loaded, cfg)[0].values()
+    np.testing.assert_allclose(np.sort(batch.labels), [[0.05] * 9 + [0.55]] * 12, rtol=1e-3)
 
 
 def equal(views, first, second):

@@ -1,4 +1,4 @@
-"""What is heard of networks equals what they compute, and they are left as they were."""
+"""What is recorded of networks equals what they compute, and they are left as they were."""
 
 import copy
 
@@ -9,9 +9,17 @@ from mmengine.dataset import default_collate
 from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
-from kd_mm.visualization.networks import BatchWatch, Watch, as_map, to_image
-from tests.references import attention as reference
-from tests.references import batch_ensemble
+from kd_mm.models.distiller import observed
+from kd_mm.visualization.networks import (
+    BatchWatch,
+    Watch,
+    as_map,
+    networks_of,
+    shows_relations,
+    to_image,
+)
+from tests.references import bake as batch_ensemble
+from tests.references import ffsd as reference
 from tests.test_visualization import toys
 
 
@@ -29,7 +37,7 @@ def preprocessed(model, count=4):
 
 
 def hooks_of(model):
-    return [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    return [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
 
 
 def test_tokens_lie_in_rows():
@@ -44,15 +52,18 @@ def test_tokens_lie_in_rows():
 
 def test_each_student_leader_and_fusion_by_hand():
     model = toys.build('ffsd').eval()
+    before = hooks_of(model)
     looks = look(model)
-    assert not hooks_of(model)
+    assert hooks_of(model) == before
+    assert model.observers == []
     keys = [(f'student{i}', 'backbone') for i in (1, 2)]
     assert list(looks[0].attention) == [*keys, ('leader', 'backbone'), ('fusion', 'fusion')]
     assert list(looks[0].scores) == ['student1', 'student2', 'ensemble', 'leader', 'fusion']
     inputs = preprocessed(model)
     with torch.no_grad():
         maps = {n: student.backbone(inputs)[-1] for n, student in model.students.items()}
-        fused, fused_logits = model.fusion([maps[name] for name in model.common])
+        ffsd = model.methods.ffsd
+        fused, fused_logits = ffsd.fusion([maps[name] for name in ffsd.common])
         logits = {n: s.head(s.neck((maps[n],))) for n, s in model.students.items()}
     probs = {n: z.softmax(dim=1) for n, z in {**logits, 'fusion': fused_logits}.items()}
     probs['ensemble'] = (probs['student1'] + probs['student2']) / 2
@@ -126,7 +137,7 @@ VIT = {
     ],
     ids=['swin', 'vit'],
 )
-def test_transformers_are_heard_before_their_last_normalisation(cfg, layer, side):
+def test_transformers_are_recorded_before_their_last_normalisation(cfg, layer, side):
     """Behind it, all places have nearly the same mean square."""
     torch.manual_seed(0)
     model = toys.alone(cfg)
@@ -172,7 +183,7 @@ def test_grey_images_without_normalisation():
 
 
 def learn(model, views=1):
-    """Compute the losses of a batch of six, once; return what was heard and the inputs."""
+    """Compute the losses of a batch of six, once; return what was recorded and the inputs."""
     batch = default_collate(toys.samples(6))
     if views > 1:
         batch['inputs'] = [batch['inputs'], 255 - batch['inputs']]
@@ -183,11 +194,14 @@ def learn(model, views=1):
     return watch, data['inputs']
 
 
-def test_affinities_and_targets_by_hand():
-    model = toys.build('bake')
-    again = copy.deepcopy(model).train()
+@pytest.mark.parametrize('kind', ['bake', 'bake_student'])
+def test_affinities_and_targets_by_hand(kind):
+    model = toys.build(kind)
+    again = copy.deepcopy(networks_of(model)['network']).train()
+    before = hooks_of(model)
     watch, inputs = learn(model)
-    assert not hooks_of(model)
+    assert hooks_of(model) == before
+    assert observed(model).observers == []
     ((name, batch),) = watch.knowledge(4)
     assert name == 'network'
     features = again.neck(again.backbone(inputs))[-1]
@@ -213,3 +227,47 @@ def test_a_student_is_shown_its_own_view():
     assert name == 'b'  # the second by name, so that it sees the second view
     np.testing.assert_array_equal(batch.images[0], 255 - image)
     assert len(batch.images) == 6
+
+
+def test_one_network_of_a_distiller_is_shown_as_a_classifier():
+    model = toys.build('bake_student')
+    plain = toys.alone(toys.network())
+    plain.load_state_dict(model.state_dict())
+    for one, other in zip(look(model), look(plain), strict=True):
+        assert list(one.scores) == list(other.scores) == ['network']
+        np.testing.assert_array_equal(one.scores['network'], other.scores['network'])
+        assert one.attention.keys() == other.attention.keys() == {('network', 'backbone')}
+
+
+def test_of_several_views_the_first_is_shown():
+    students = {name: toys.network('kd_mm.BAKEHead') for name in 'ab'}
+    methods = {'v': {'type': 'tests.TwoViews'}}
+    model = toys.alone(
+        {'type': 'kd_mm.Distiller', 'students': students, 'methods': methods, 'views': 2}
+    )
+    watch, _ = learn(model, views=2)
+    image = toys.samples(1)[0]['inputs'].permute(1, 2, 0)
+    for (name, batch), expected in zip(watch.knowledge(), 'ab', strict=True):
+        assert name == expected
+        np.testing.assert_array_equal(batch.images[0], image)
+
+
+def test_maps_and_scores_of_other_classifiers_come_last():
+    """Of a method of a project: its name and place come from the method alone."""
+    students = {name: toys.network() for name in 'ab'}
+    methods = {'gate': {'type': 'tests.Gate'}}
+    cfg = {'type': 'kd_mm.Distiller', 'students': students, 'methods': methods, 'img_size': 16}
+    model = toys.alone(cfg)
+    model.methods.gate.extra_maps = lambda step: {'gate': step.students['a'][0].maps[-1]}
+    one = look(model)[0]
+    assert list(one.scores) == ['a', 'b', 'ensemble', 'gate']
+    assert list(one.attention) == [('a', 'backbone'), ('b', 'backbone'), ('gate', 'gate')]
+    np.testing.assert_array_equal(one.attention['gate', 'gate'], one.attention['a', 'backbone'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [('plain', False), ('bake', True), ('bake_student', True), ('dml', True), ('ffsd', False)],
+)
+def test_models_with_relations_to_show(name, expected):
+    assert shows_relations(toys.build(name)) == expected

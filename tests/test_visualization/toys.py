@@ -3,7 +3,6 @@
 import torch
 from mmpretrain.structures import DataSample
 
-from kd_mm.models.algorithms import DML, FFSD
 from kd_mm.registry import MODELS
 
 NUM_CLASSES = 3
@@ -38,30 +37,31 @@ def transformer(backbone, in_channels, **neck):
 
 NORMALISED = {'mean': [100.0] * 3, 'std': [50.0] * 3, 'num_classes': NUM_CLASSES}
 MODEL_OF = {
-    'plain': lambda: alone(network()),
-    'bake': lambda: alone(network('kd_mm.BAKEHead')),
-    'dml': lambda: DML(
-        {'b': network('kd_mm.BAKEHead'), 'a': network()},
-        views='per_student',
-        data_preprocessor=NORMALISED,
-    ),
-    'ffsd': lambda: FFSD(
-        {'leader': stages(), 'student2': stages(), 'student1': stages()},
-        img_size=16,
-        data_preprocessor=NORMALISED,
-    ),
+    'plain': network,
+    'bake': lambda: network('kd_mm.BAKEHead'),
+    'bake_student': lambda: {'type': 'kd_mm.BAKE', 'student': network()},
+    'dml': lambda: {
+        'type': 'kd_mm.DML',
+        'students': {'b': network('kd_mm.BAKEHead'), 'a': network()},
+        'views': 'per_student',
+    },
+    'ffsd': lambda: {
+        'type': 'kd_mm.FFSD',
+        'students': {'leader': stages(), 'student2': stages(), 'student1': stages()},
+        'img_size': 16,
+    },
 }
 
 
 def alone(cfg):
-    """A classifier that is no part of a cohort."""
+    """A model with the preprocessor of these images."""
     return MODELS.build({**cfg, '_scope_': 'mmpretrain', 'data_preprocessor': dict(NORMALISED)})
 
 
 def build(name, seed=0):
     """A model whose predictions differ from image to image."""
     torch.manual_seed(seed)
-    model = MODEL_OF[name]()
+    model = alone(MODEL_OF[name]())
     model.init_weights()
     for key, parameter in model.named_parameters():
         if 'fc' in key:

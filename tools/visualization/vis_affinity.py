@@ -1,4 +1,4 @@
-"""Draw whom the images of a training batch listen to under BAKE, and one image's soft target."""
+"""Draw what the images of a training batch take from each other, and one's soft target."""
 
 import argparse
 

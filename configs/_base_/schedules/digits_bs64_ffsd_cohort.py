@@ -5,13 +5,13 @@ optim_wrapper = dict(
     _delete_=True,
     constructor='kd_mm.JointOptimWrapperConstructor',
     parts=dict(
-        networks=dict(prefix=['students', 'decoder'], optimizer=_base_.optim_wrapper.optimizer),
+        networks=dict(prefix=['students', 'methods.ffsd.decoder'], optimizer=_base_.optim_wrapper.optimizer),
         fusion=dict(
-            prefix='fusion',
+            prefix='methods.ffsd.fusion',
             optimizer=dict(_base_.optim_wrapper.optimizer, weight_decay=1e-5),
         ),
         self_distillation=dict(
-            prefix='self_distillation',
+            prefix='methods.ffsd.self_distillation',
             optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-4, _scope_='mmpretrain'),
         ),
     ),

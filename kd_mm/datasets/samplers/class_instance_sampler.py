@@ -1,7 +1,8 @@
 """The class-instance sampler: each anchor image is followed by partners of its class."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -9,6 +10,7 @@ from mmengine.logging import MMLogger
 from torch.utils.data import Sampler
 
 from kd_mm.datasets.labels import LabelIndex, index_labels
+from kd_mm.plain import Replaceable
 from kd_mm.registry import DATA_SAMPLERS
 
 __all__ = ['ClassInstanceSampler']
@@ -17,7 +19,7 @@ _BLOCK = 1 << 18  # indices drawn at a time: bounds the memory at any epoch leng
 
 
 @DATA_SAMPLERS.register_module()
-class ClassInstanceSampler(Sampler):
+class ClassInstanceSampler(Replaceable, Sampler):
     """Yield groups of ``num_instances`` images of one class: an anchor, then its partners.
 
     This is the batch of BAKE ("Self-distillation with Batch Knowledge Ensembling Improves
@@ -159,6 +161,11 @@ class ClassInstanceSampler(Sampler):
                 f'{len(empty)} of {len(self._sizes)} classes have no image in this data set; '
                 'they are never sampled.'
             )
+
+    @classmethod
+    def plain(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Return MMEngine's sampler; see the base class."""
+        return {'type': 'DefaultSampler', 'shuffle': True}
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over this rank's indices of the current epoch."""

@@ -1,23 +1,20 @@
 """What goes on between the networks of a run, in its log."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
+from kd_mm.checks import check_int
 from kd_mm.functional import diagnostics
-from kd_mm.functional.batch_ensemble import affinity
-from kd_mm.functional.divergence import at_least_float32
-from kd_mm.models.algorithms.base import BaseCohort, labels_of
-from kd_mm.models.heads import BAKEMixin
+from kd_mm.functional.kl import at_least_float32
+from kd_mm.methods.base import Seen, Step
+from kd_mm.models.distiller import Distiller, Observed, observed
 from kd_mm.registry import HOOKS
 from kd_mm.utils.checkpoint import bare_model
 
@@ -26,7 +23,7 @@ PREFIX = 'train/diagnostics/'  # MMEngine logs what begins with train/
 
 @HOOKS.register_module()
 class DiagnosticsHook(Hook):
-    """Log how students differ, how distillation pulls, and whom BAKE's images listen to.
+    """Log how students differ, the size and direction of the distillation gradient, and more.
 
     Of a batch of this iteration, before the step, in training mode:
 
@@ -36,9 +33,10 @@ class DiagnosticsHook(Hook):
       mean and the best student's, in percentage points;
     - ``gradient_ratio/<name>`` and ``gradient_cosine/<name>``: length of the gradient of the
       distillation terms over that of the classification loss, and the cosine between them;
-    - ``affinity_entropy/<name>`` and ``own_class_mass/<name>`` of each BAKE head: how evenly
-      images listen to each other, 1 for all alike, and how much of that is to their own class;
-    - ``general_weight/<name>``: the students' weights in KDCL's general target.
+    - the numbers of the methods themselves: BAKE's ``affinity_entropy/<name>`` and
+      ``own_class_mass/<name>``, how evenly images listen to each other, 1 for all alike, and how
+      much of that is to their own class; KDCL's ``general_weight/<name>``, the students' weights
+      in the general target.
 
     Where one network trains alone there is no ``<name>``. Diversity and ensemble leave out the
     students that the cohort's ensemble leaves out (FFSD's leader). See
@@ -60,7 +58,7 @@ class DiagnosticsHook(Hook):
 
     Raises:
         ValueError: If ``interval`` is below 1; before the first epoch, if the model is neither a
-            cohort nor a classifier with a BAKE head.
+            Distiller nor a classifier with a BAKE head.
 
     Examples:
         >>> custom_hooks = [dict(type='kd_mm.DiagnosticsHook', interval=100)]
@@ -69,25 +67,21 @@ class DiagnosticsHook(Hook):
     priority = 'NORMAL'  # before the logger's
 
     def __init__(self, interval: int = 100) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f'interval must be an integer of at least 1, but got {interval!r}')
+        check_int('interval', interval)
         self.interval = interval
-        self._handles: list[RemovableHandle] = []
+        self._watched: Observed | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Check that there is something to look at.
-
-        Args:
-            runner: The runner whose training begins.
 
         Raises:
             ValueError: See the class.
         """
         model = bare_model(runner.model)
-        head = getattr(model, 'head', None)
-        if not isinstance(model, BaseCohort) and not isinstance(head, BAKEMixin):
+        if observed(model) is None:
+            head = getattr(model, 'head', None)
             raise ValueError(
-                'kd_mm.DiagnosticsHook looks at cohorts (kd_mm.KDCL, kd_mm.DML, kd_mm.FFSD) and '
+                'kd_mm.DiagnosticsHook looks at models of kd_mm (kd_mm.KDCL, kd_mm.Distiller) and '
                 f'BAKE heads, but got {type(model).__name__} with {type(head).__name__}; remove '
                 'the hook'
             )
@@ -95,52 +89,36 @@ class DiagnosticsHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any | None = None
     ) -> None:
-        """Listen to the heads and the losses of every ``interval``-th step.
-
-        Args:
-            runner: The runner that trains.
-            batch_idx: Unused.
-            data_batch: Unused.
-        """
+        """Observe every ``interval``-th step."""
         if not (self.every_n_train_iters(runner, self.interval) and is_main_process()):
             return
-        model = bare_model(runner.model)
-        self._logits: dict[str, Tensor] = {}
-        self._embeddings: dict[str, Tensor] = {}
+        self._watched = observed(bare_model(runner.model))
         self._values: dict[str, Tensor] = {}
-        for name, head in _heads(model).items():
-            bake = isinstance(head, BAKEMixin)
-            listen = partial(self._hear_head, name, bake)
-            module = head.classifier if bake else head
-            self._handles.append(module.register_forward_hook(listen))
-        self._handles.append(model.register_forward_hook(self._hear_losses, with_kwargs=True))
+        self._watched.observers.append(self._observe)
 
-    def _hear_head(
-        self, name: str, bake: bool, module: nn.Module, args: tuple, output: Tensor
-    ) -> None:
-        """Keep a network's logits, with their graph, and what enters a BAKE head's classifier."""
-        self._logits[name] = output
-        if bake:
-            self._embeddings[name] = args[0].detach()
-
-    def _hear_losses(
-        self, model: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Tensor]
-    ) -> None:
+    def _observe(self, step: Step, losses: dict[str, Tensor]) -> None:
         """Measure while the graph of the step stands."""
-        for name, logits in self._logits.items():
+        outside = ()
+        if isinstance(self._watched, Distiller):
+            outside = self._watched.outside_ensemble
+        alone = len(step.students) == 1
+        for name, logits in step.logits().items():
+            prefix = '' if alone and f'{name}/loss' not in losses else f'{name}/'
             own = {
-                key.removeprefix(f'{name}/'): value
+                key.removeprefix(prefix): value
                 for key, value in losses.items()
-                if 'loss' in key and key.startswith(f'{name}/' if name else '')
+                if 'loss' in key and key.startswith(prefix)
             }
             classification = own.pop('loss')
             compared = diagnostics.compare_gradients(
                 _gradient(own.values(), logits), _gradient([classification], logits)
             )
-            self._note('gradient_ratio', name, compared.ratio)
-            self._note('gradient_cosine', name, compared.cosine)
-        self._labels = labels_of(kwargs['data_samples'])
-        self._logits = {name: logits.detach() for name, logits in self._logits.items()}
+            self._note('gradient_ratio', prefix, compared.ratio)
+            self._note('gradient_cosine', prefix, compared.cosine)
+        with torch.no_grad():
+            for key, value in self._watched.monitors(_detached(step)).items():
+                self._note(key, '', value)
+            self._compare_students(step, outside)
 
     def after_train_iter(
         self,
@@ -149,69 +127,42 @@ class DiagnosticsHook(Hook):
         data_batch: Any | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Write what was measured into MMEngine's message hub, which the logger reads.
-
-        Args:
-            runner: The runner that trains.
-            batch_idx: Unused.
-            data_batch: Unused.
-            outputs: Unused.
-        """
-        if not self._handles:
+        """Write what was measured into MMEngine's message hub, which the logger reads."""
+        if self._watched is None:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        model = bare_model(runner.model)
-        with torch.no_grad():
-            self._look_at_batches()
-            if isinstance(model, BaseCohort):
-                self._look_at_students(model)
+        self._watched.observers.remove(self._observe)
+        self._watched = None
         numbers = torch.stack([value.float() for value in self._values.values()]).tolist()
         for key, number in zip(self._values, numbers, strict=True):
             runner.message_hub.update_scalar(key, number)
-        del self._logits, self._embeddings, self._values, self._labels
+        del self._values
 
-    def _look_at_batches(self) -> None:
-        """Note whom the images of each BAKE head listen to."""
-        for name, embedding in self._embeddings.items():
-            if len(embedding) < 3:  # each has one other to listen to
-                continue
-            labels = self._labels
-            if labels.ndim == 1:
-                labels = F.one_hot(labels, self._logits[name].shape[1])
-            affinities = affinity(embedding)
-            self._note('affinity_entropy', name, diagnostics.affinity_entropy(affinities))
-            mass = diagnostics.own_class_mass(affinities, labels.to(affinities.dtype))
-            self._note('own_class_mass', name, mass)
-
-    def _look_at_students(self, model: BaseCohort) -> None:
-        """Note how the students of a cohort differ, and what General makes of them."""
-        for first, second in combinations(self._logits, 2):
-            value = diagnostics.agreement(self._logits[first], self._logits[second])
+    def _compare_students(self, step: Step, outside: tuple[str, ...]) -> None:
+        """Note how several students differ."""
+        logits = {name: z.detach() for name, z in step.logits().items()}
+        for first, second in combinations(logits, 2):
+            value = diagnostics.agreement(logits[first], logits[second])
             self._note('agreement', f'{first}-{second}', value)
-        together = [z for n, z in self._logits.items() if n not in model.not_in_ensemble]
+        together = [z for n, z in logits.items() if n not in outside]
         if len(together) > 1:
             probs = at_least_float32(torch.stack(together)).softmax(dim=-1)
-            classes = self._labels if self._labels.ndim == 1 else self._labels.argmax(dim=1)
+            classes = step.labels if step.labels.ndim == 1 else step.labels.argmax(dim=1)
             gap = diagnostics.ensemble_gap(probs, classes)
             self._note('diversity', '', diagnostics.diversity(probs))
             self._note('ensemble_gap', 'mean', gap.mean)
             self._note('ensemble_gap', 'best', gap.best)
-        weights = dict(model.named_buffers(recurse=False)).get('weights')
-        if weights is not None:
-            for name, weight in zip(model.names, weights, strict=True):
-                self._note('general_weight', name, weight)
 
     def _note(self, kind: str, name: str, value: Tensor) -> None:
-        self._values[PREFIX + (f'{kind}/{name}' if name else kind)] = value
+        self._values[PREFIX + f'{kind}/{name}'.rstrip('/')] = value
 
 
-def _heads(model: nn.Module) -> Mapping[str, nn.Module]:
-    """Return the head of each network; one alone has no name."""
-    if isinstance(model, BaseCohort):
-        return {name: student.head for name, student in model.students.items()}
-    return {'': model.head}
+def _detached(step: Step) -> Step:
+    """Return a step whose logits and embeddings carry no gradient."""
+    students = {
+        name: [Seen(s.logits.detach(), s.embedding.detach(), s.maps) for s in views]
+        for name, views in step.students.items()
+    }
+    return step._replace(students=students)
 
 
 def _gradient(terms: Sequence[Tensor], logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from kd_mm.models.algorithms import BaseCohort
+from kd_mm.models.distiller import named_networks
 from kd_mm.registry import HOOKS
 from kd_mm.utils.checkpoint import bare_model
 
@@ -331,7 +331,7 @@ def subjects(model: nn.Module, names: Iterable[str]) -> list[str]:
         list[str]: ``loss_kdcl of student resnet18`` for ``resnet18/loss_kdcl`` of a cohort; else
         the name.
     """
-    students = model.students if isinstance(model, BaseCohort) else ()
+    students = named_networks(model)
     split = [(name, *name.partition('/')[::2]) for name in names]
     return [f'{term} of student {s}' if s in students else name for name, s, term in split]
 

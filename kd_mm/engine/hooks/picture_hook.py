@@ -15,7 +15,7 @@ from kd_mm.visualization.figures import (
     predictions_figure,
     to_array,
 )
-from kd_mm.visualization.networks import BatchWatch, Look, Watch, bake_heads
+from kd_mm.visualization.networks import BatchWatch, Look, Watch, shows_relations
 
 SHOWN = 16  # images of a batch with their affinities
 
@@ -24,18 +24,18 @@ SHOWN = 16  # images of a batch with their affinities
 class PictureHook(Hook):
     """Add pictures of the networks to the visualizer at each validation of a training.
 
-    - ``attention``: where each student, leader and fusion look, on the same validation images
-      each time, spread over the data set;
+    - ``attention``: where each network looks, on the same validation images each time, spread
+      over the data set;
     - ``predictions``: what they and their ensemble predict for these images;
-    - ``affinity`` of each BAKE head (of a student in a cohort, ``affinity_<name>``): whom the
-      images of the last training batch before the validation listen to, and the soft target of
-      the first one.
+    - ``affinity``, of several networks ``affinity_<name>``, where a method has images learn from
+      each other (BAKE): what those of the last training batch before the validation take from
+      each other, and the soft target of the first one.
 
     They go to every backend of the visualizer (local: ``vis_data/vis_image``, TensorBoard, WandB)
     with the number of the epoch, or of the iteration where the run counts those. The same for a
     checkpoint: ``tools/visualization``.
 
-    Training is not changed: the hook listens to passes that happen anyway and draws no random
+    Training is not changed: the hook records passes that happen anyway and draws no random
     numbers, so that weights are the same to the last bit. Only the main process draws, of its own
     images.
 
@@ -88,7 +88,7 @@ class PictureHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any | None = None
     ) -> None:
-        """Listen to BAKE's heads in the last step before a validation.
+        """Record what images take from each other in the last step before a validation.
 
         Args:
             runner: The runner that trains.
@@ -100,7 +100,7 @@ class PictureHook(Hook):
             last, done = self.end_of_epoch(runner.train_dataloader, batch_idx), runner.epoch + 1
         if last and is_main_process() and self._is_due(runner, done):
             model = bare_model(runner.model)
-            if bake_heads(model):
+            if shows_relations(model):
                 self._watch, self._step = BatchWatch(model), done
 
     def after_train_iter(
@@ -110,7 +110,7 @@ class PictureHook(Hook):
         data_batch: Any | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Draw the affinities that were heard.
+        """Draw the affinities that were recorded.
 
         Args:
             runner: The runner that trains.
@@ -148,7 +148,7 @@ class PictureHook(Hook):
     def before_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Listen to a batch with chosen images.
+        """Record a batch with chosen images.
 
         Args:
             runner: The runner that validates.
@@ -168,7 +168,7 @@ class PictureHook(Hook):
         data_batch: dict | None = None,
         outputs: Any | None = None,
     ) -> None:
-        """Keep what was heard of the chosen images.
+        """Keep what was recorded of the chosen images.
 
         Args:
             runner: The runner that validates.

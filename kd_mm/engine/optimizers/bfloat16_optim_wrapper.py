@@ -1,17 +1,19 @@
 """Training in bfloat16, with or without a GPU."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from kd_mm.plain import Replaceable
 from kd_mm.registry import OPTIM_WRAPPERS
 
 
 @OPTIM_WRAPPERS.register_module()
-class Bfloat16OptimWrapper(OptimWrapper):
+class Bfloat16OptimWrapper(Replaceable, OptimWrapper):
     """MMEngine's ``OptimWrapper`` whose forward passes run under bfloat16 autocast.
 
     Unlike ``AmpOptimWrapper`` it runs on a CPU as well, and has no GradScaler: bfloat16 has the
@@ -29,6 +31,11 @@ class Bfloat16OptimWrapper(OptimWrapper):
         ...     layer(torch.ones(1, 1)).dtype
         torch.bfloat16
     """
+
+    @classmethod
+    def plain(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Return MMEngine's wrapper for mixed precision; see the base class."""
+        return {**cfg, 'type': 'AmpOptimWrapper', 'dtype': 'bfloat16'}
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:

@@ -1,24 +1,6 @@
-"""Classification heads that distil while they train."""
+"""Heads of mmpretrain that distil while they train."""
 
-from .bake_head import (
-    BAKEEfficientFormerClsHead,
-    BAKEHead,
-    BAKELeViTClsHead,
-    BAKEMixin,
-    BAKEStackedLinearClsHead,
-    BAKEVigClsHead,
-    BAKEVisionTransformerClsHead,
-)
-from .scored_head import ScoredHead, losses_and_score
+from .bake_head import BAKEHead
+from .distilling_head import DistillingHead
 
-__all__ = [
-    'BAKEEfficientFormerClsHead',
-    'BAKEHead',
-    'BAKELeViTClsHead',
-    'BAKEMixin',
-    'BAKEStackedLinearClsHead',
-    'BAKEVigClsHead',
-    'BAKEVisionTransformerClsHead',
-    'ScoredHead',
-    'losses_and_score',
-]
+__all__ = ['BAKEHead', 'DistillingHead']

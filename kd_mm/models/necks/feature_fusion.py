@@ -7,9 +7,8 @@ from mmcv.cnn import DepthwiseSeparableConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from kd_mm.methods.layout import fastest_layout
 from kd_mm.registry import MODELS
-
-from .layout import fastest_layout
 
 
 def _separable(in_channels: int, out_channels: int, norm_cfg: dict) -> nn.Module:

@@ -10,9 +10,8 @@ from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_mm.methods.layout import fastest_layout
 from kd_mm.registry import MODELS
-
-from .layout import fastest_layout
 
 
 @MODELS.register_module()

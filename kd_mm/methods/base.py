@@ -1,0 +1,326 @@
+"""What a distillation method is: terms of the loss, from what the networks made of a batch."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+# What a method may need, and how to give it. The Distiller checks this when it is built.
+NEEDS = {
+    'teacher': 'a teacher; add model.teachers=dict(name=dict(cfg_path=..., checkpoint=...))',
+    'peers': 'at least two students; add one to model.students',
+    'maps': 'the maps of several stages; set out_indices of the backbone',
+    'views': 'several views of each image for each student; set model.views to their number',
+    'clock': 'the epoch',
+    'index': 'the number of each image',
+    'held_out': 'images that training leaves out',
+    'class_instances': (
+        'batches with images of the same class; set train_dataloader.sampler='
+        "dict(_delete_=True, type='kd_mm.ClassInstanceSampler', num_instances=2)"
+    ),
+}
+
+
+class Seen(NamedTuple):
+    """What one network made of one view of the batch.
+
+    Attributes:
+        logits: (N, K).
+        embedding: (N, D), the input of the network's last linear layer.
+        maps: Outputs of the backbone, shallow to deep. Empty where a network has no backbone of
+            mmpretrain's.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    maps: tuple[Tensor, ...]
+
+
+class Clock(NamedTuple):
+    """Where training stands.
+
+    Attributes:
+        epoch: The current epoch, counted from 0.
+        max_epochs: Epochs in all.
+        iteration: The current iteration, counted from 0.
+        max_iters: Iterations in all.
+        num_images: Images of the training set. Repeats of an image count once.
+    """
+
+    epoch: int
+    max_epochs: int
+    iteration: int
+    max_iters: int
+    num_images: int
+
+
+def labels_of(data_samples: list[DataSample]) -> Tensor:
+    """Return what the classification losses see: mixed scores (N, K), or classes (N,).
+
+    Args:
+        data_samples: Samples of a batch.
+
+    Returns:
+        Labels of the batch.
+    """
+    if 'gt_score' in data_samples[0]:
+        return torch.stack([sample.gt_score for sample in data_samples]).float()
+    return torch.cat([sample.gt_label for sample in data_samples])
+
+
+class Step(NamedTuple):
+    """All that a method may look at.
+
+    Attributes:
+        students: By name, then by view. With gradient.
+        teachers: Likewise, without gradient. Empty in prediction.
+        labels: (N,) classes or (N, K) soft labels. None in prediction.
+        weight: (N,) weight of each image in the students' own losses. None: 1 for each.
+        index: (N,) number of each image in the training set, where a method needs it.
+        clock: Where training stands. None in prediction, and outside of a run.
+    """
+
+    students: dict[str, list[Seen]]
+    teachers: dict[str, list[Seen]]
+    labels: Tensor | None = None
+    weight: Tensor | None = None
+    index: Tensor | None = None
+    clock: Clock | None = None
+
+    def logits(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the logits (N, K) of each student's first view.
+
+        Args:
+            names: The students. None means all.
+        """
+        return {name: self.students[name][0].logits for name in names or self.students}
+
+
+class Roles(NamedTuple):
+    """What a method makes of the students.
+
+    Attributes:
+        deploy: The student that predicts and is deployed. None: the method does not mind.
+        exported: Students that a finished training exports. None: all.
+        outside_ensemble: Students that are no part of the ensemble in metric and diagnostics.
+        stages: Students whose maps of several stages the method reads; the others give their
+            deepest map alone. None: the method reads no maps.
+        views_without_gradient: Numbers of the views that need no gradient.
+    """
+
+    deploy: str | None = None
+    exported: tuple[str, ...] | None = None
+    outside_ensemble: tuple[str, ...] = ()
+    stages: tuple[str, ...] | None = None
+    views_without_gradient: tuple[int, ...] = ()
+
+
+class Networks(NamedTuple):
+    """The networks that :meth:`Method.setup` builds necks, classifiers and memories for.
+
+    Attributes:
+        students: By name, in alphabetical order.
+        teachers: By name.
+        num_classes: K.
+        probe: Returns what a network (a student or a teacher, by name) makes of an image of
+            zeros, in evaluation mode: for the widths and sizes of maps and embeddings.
+    """
+
+    students: Mapping[str, nn.Module]
+    teachers: Mapping[str, nn.Module]
+    num_classes: int
+    probe: Callable[[str], Seen]
+
+
+class EpochEnd(NamedTuple):
+    """What a method gets after each training epoch.
+
+    Attributes:
+        students: The networks by name.
+        teachers: Those that are copies of students may be given new weights.
+        clock: The epoch that has ended.
+        held_out: Returns an iterator over the images that training leaves out: logits (m, N, K)
+            of all students in evaluation mode, without gradient, and classes (N,). Each image
+            comes once, on one of the ranks.
+        log: Writes a number under a name into the log and the checkpoint.
+    """
+
+    students: Mapping[str, nn.Module]
+    teachers: Mapping[str, nn.Module]
+    clock: Clock
+    held_out: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    log: Callable[[str, float], None]
+
+
+class Relations(NamedTuple):
+    """What the images of a batch take from each other, for pictures.
+
+    Attributes:
+        affinity: (N, N), rows sum to 1: the weight that each image gives to each other.
+        own: (N, K), the network's own softened predictions.
+        target: (N, K), the soft targets.
+        temperature: Of ``own`` and ``target``.
+    """
+
+    affinity: Tensor
+    own: Tensor
+    target: Tensor
+    temperature: float
+
+
+class Method(BaseModule, ABC):
+    """One paper. Subclasses are final.
+
+    A method has no networks of its own: the :class:`~kd_mm.models.distiller.Distiller` runs them
+    and calls the method. Registering a method in ``METHODS`` also registers the model type of its
+    name, the Distiller with that one method.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def roles(self, students: tuple[str, ...], teachers: tuple[str, ...]) -> Roles:
+        """Check the networks' names, and say what the method makes of the students.
+
+        Args:
+            students: Their names, in alphabetical order.
+            teachers: Theirs.
+
+        Returns:
+            The roles. Those of a method that needs maps read the stages of all students.
+
+        Raises:
+            ValueError: If a network is missing.
+        """
+        return Roles(stages=students if 'maps' in self.needs else None)
+
+    def setup(self, networks: Networks) -> None:
+        """Build what depends on the networks. Nothing by default.
+
+        Args:
+            networks: The students and the teachers.
+        """
+
+    def before(self, step: Step) -> Step:
+        """Return the step with other ``labels`` or ``weight`` of the students' own losses.
+
+        Args:
+            step: What the networks made of the batch.
+
+        Returns:
+            By default the step itself.
+        """
+        return step
+
+    @abstractmethod
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Return the terms of the loss, means over the batch.
+
+        Args:
+            step: What the networks made of the batch.
+
+        Returns:
+            Scalars named ``<network>/loss_<term>``.
+        """
+
+    def extra_logits(self, step: Step) -> dict[str, Tensor]:
+        """Return the logits (N, K) of classifiers that are not students, by name.
+
+        The metric measures them; they are never exported. None by default.
+
+        Args:
+            step: What the students made of the batch, in prediction.
+        """
+        return {}
+
+    def monitors(self, step: Step) -> dict[str, Tensor]:
+        """Return numbers for ``kd_mm.DiagnosticsHook``, by name. None by default.
+
+        Args:
+            step: What the networks made of the batch.
+
+        Returns:
+            Scalars. A name without "loss".
+        """
+        return {}
+
+    def relations(self, step: Step) -> dict[str, Relations]:
+        """Return what images take from each other, by student, for pictures. None by default.
+
+        Args:
+            step: What the networks made of the batch.
+        """
+        return {}
+
+    def extra_maps(self, step: Step) -> dict[str, Tensor]:
+        """Return the maps (N, C, H, W) behind ``extra_logits``, for pictures. None by default.
+
+        Args:
+            step: What the students made of the batch, in prediction.
+        """
+        return {}
+
+    def after_epoch(self, end: EpochEnd) -> None:
+        """Act after a training epoch. Nothing by default.
+
+        Args:
+            end: The networks, the clock, the held-out images and the log.
+        """
+
+
+class DistillerOf:
+    """The model type of a method: builds the Distiller with that one method.
+
+    Args:
+        method: The class of the method.
+        type_name: How a config writes it, with the scope of its registry.
+    """
+
+    def __init__(self, method: type[Method], type_name: str) -> None:
+        self.method = method
+        self.type_name = type_name
+        self.__name__ = method.__name__
+        self.__doc__ = method.__doc__
+        self.__module__ = method.__module__
+
+    @property
+    def _options(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.method).parameters)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The options of the method, then those of the Distiller."""
+        from kd_mm.models.distiller import Distiller
+
+        shared = dict(inspect.signature(Distiller).parameters)
+        own = [p for k, p in self._options.items() if k != 'init_cfg']
+        parameters = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared.values())
+        ]
+        return inspect.Signature(parameters)
+
+    def options(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a config of this type as options of the Distiller.
+
+        Args:
+            cfg: The config, with or without its type. Left as it is.
+        """
+        own = {'type': self.type_name}
+        rest = {}
+        for key, value in cfg.items():
+            if key in self._options and key != 'init_cfg':
+                own[key] = value
+            elif key != 'type':
+                rest[key] = value
+        name = self.method.__name__.lower()
+        return {**rest, 'methods': {name: own, **(rest.get('methods') or {})}}
+
+    def __call__(self, **kwargs) -> nn.Module:
+        """Build the Distiller with the method, from options of both."""
+        from kd_mm.models.distiller import Distiller
+
+        return Distiller(**self.options(kwargs))

@@ -1,0 +1,702 @@
+"""The model wrapper: named students, frozen teachers, and the methods that distil between them."""
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel, ModuleDict
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from kd_mm.checks import check_flag, check_int, is_int
+from kd_mm.methods.base import (
+    NEEDS,
+    Clock,
+    DistillerOf,
+    Method,
+    Networks,
+    Relations,
+    Roles,
+    Seen,
+    Step,
+    labels_of,
+)
+from kd_mm.methods.gather import weigh_by_share
+from kd_mm.methods.schedules import Ramp
+from kd_mm.registry import METHODS, MODELS
+from kd_mm.utils.checkpoint import check_init_checkpoints
+
+from .heads.distilling_head import DistillingHead
+from .networks import (
+    EmbeddingTap,
+    build_network,
+    check_recomputation,
+    check_names,
+    deepest_only,
+    equal_weights,
+    evaluating,
+    num_classes_of,
+    own_losses,
+    see,
+    student_cfg,
+    zeros_for,
+)
+from .teachers import Teachers
+from .trunk import Trunk
+
+WARNING = 30
+SINGLE = 'student'  # the name of one network that trains alone
+RUN_NEEDS = ('clock', 'index', 'held_out')  # what kd_mm.DistillerHook gives
+
+Observer = Callable[[Step, dict[str, Tensor]], None]
+
+
+@MODELS.register_module()
+class Distiller(BaseModel):
+    """Classifiers of mmpretrain that train by distillation.
+
+    One forward pass, one sum of losses: any optimizer wrapper and the stock distributed wrapper
+    take it. The Distiller runs each network once per view and adds up the losses of the students'
+    own heads and the terms of the methods. ``kd_mm.KDCL`` and its like as a model type are the
+    Distiller with that one method: options of both stand side by side.
+
+    Each mean over the batch is weighed by the rank's share of the images, so that any number of
+    ranks gives the gradients of one process, with unequal last batches too.
+
+    Args:
+        students (dict[str, dict], optional): Classifier configs by name; see
+            :func:`~kd_mm.models.networks.student_cfg`. Names appear in logs, metrics and the
+            state_dict (``students.<name>.``). A student's own ``init_cfg`` may load its own plain
+            checkpoint.
+        student (dict, optional): One network in place of ``students``. It has no name in logs and
+            checkpoints, so that a checkpoint is a plain mmpretrain checkpoint. Its ``train_cfg``
+            and ``data_preprocessor`` count as the model's.
+        methods (dict[str, dict], optional): Configs of :class:`~kd_mm.methods.base.Method` by a
+            name of their own.
+        teachers (dict[str, dict], optional): Frozen classifiers by name; see
+            :class:`~kd_mm.models.teachers.Teachers`.
+        shared_stages (int): First stages of the backbone that all students share, as one trunk
+            that runs once. Defaults to 0.
+        views (str | int): ``'shared'``: all students see the same images (N, C, H, W);
+            ``'per_student'``: the pipeline ends in mmpretrain's ``MultiView`` with one view per
+            student, in alphabetical order; a number of at least 2: each student sees that many
+            views. Defaults to ``'shared'``.
+        deploy (str, optional): The student that predicts and is deployed. By default the one
+            that a method names, or the first in alphabetical order.
+        with_cp (bool): Use activation checkpointing: recompute each backbone's activations in the
+            backward pass. Peak memory is that of the largest student instead of the sum of all;
+            a step takes about 40 % longer. Gradients and BN statistics do not change. Defaults to
+            False.
+        img_size (int): Height and width in pixels of the image of zeros that finds the widths of
+            maps and the shared stages, no smaller than the backbone takes. Defaults to 224.
+        train_cfg (dict, optional): Batch augmentations, as of mmpretrain's ``ImageClassifier``.
+        data_preprocessor (dict, optional): Config of the preprocessor; its type defaults to
+            ``kd_mm.CohortDataPreprocessor``.
+        init_cfg (dict, optional): Initialisation of the whole model.
+
+    Raises:
+        ValueError: If there is no student, a name holds a dot, ``deploy`` names nobody, ``views``
+            is unknown, networks differ in their number of classes, a student brings batch
+            augmentations of its own, or a method lacks what it needs.
+        TypeError: If a student's head has no logits to distil from.
+    """
+
+    def __init__(
+        self,
+        students: Mapping[str, dict] | None = None,
+        student: Mapping | None = None,
+        methods: Mapping[str, dict] | None = None,
+        teachers: Mapping[str, dict] | None = None,
+        shared_stages: int = 0,
+        views: str | int = 'shared',
+        deploy: str | None = None,
+        with_cp: bool = False,
+        img_size: int = 224,
+        train_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        if (student is None) == (students is None):
+            raise ValueError(
+                'a model must have either one student=dict(...) or students=dict(name=dict(...), '
+                f'...), but got {"neither" if student is None else "both"}'
+            )
+        self_cfg: dict[str, Any] = {}
+        if student is not None:
+            student = student_cfg(student)
+            train_cfg = train_cfg or student.pop('train_cfg', None)
+            self_cfg = student.pop('data_preprocessor', None) or {}
+            students = {SINGLE: student}
+        preprocessor = {
+            'type': 'kd_mm.CohortDataPreprocessor',
+            **self_cfg,
+            **(data_preprocessor or {}),
+        }
+        if train_cfg:
+            preprocessor.setdefault('batch_augments', train_cfg)
+        super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
+        check_names(students)
+        check_flag('with_cp', with_cp)
+        check_int('img_size', img_size)
+        check_int('shared_stages', shared_stages, least=0)
+        if views not in ('shared', 'per_student') and not is_int(views, least=2):
+            raise ValueError(
+                "views must be 'shared', 'per_student' or a number of at least 2, but got "
+                f'{views!r}'
+            )
+        self.is_single = student is not None
+        self.views = views
+        self.with_cp = with_cp
+        self.img_size = img_size
+        self._clock: Clock | None = None
+        self.observers: list[Observer] = []
+
+        # What is stored by position follows the order, and a dumped config has its keys sorted.
+        students = {name: student_cfg(cfg) for name, cfg in sorted(students.items())}
+        built = build_methods(methods or {})
+        roles = find_roles(built, tuple(students), tuple(sorted(teachers or {})), views)
+        self.deploy = choose_deployed(roles, tuple(students), deploy)
+        self.outside_ensemble = tuple(
+            name for name in students if any(name in role.outside_ensemble for role in roles)
+        )
+        views_left = [set(role.views_without_gradient) for role in roles]
+        self.views_without_gradient = set.intersection(*views_left) if views_left else set()
+        # Neck and head take the deepest map alone, as when deployed, where a method reads maps.
+        self._deepest = any(role.stages is not None for role in roles)
+        staged = {name for role in roles for name in role.stages or ()}
+        if self._deepest:
+            students = {n: c if n in staged else deepest_only(c) for n, c in students.items()}
+        self.students = ModuleDict(  # MMEngine's, which initialises what it holds
+            {name: build_network(cfg, f'students.{name}') for name, cfg in students.items()}
+        )
+        check_recomputation(self.students, with_cp)
+        self._taps = {name: EmbeddingTap(net, name) for name, net in self.students.items()}
+        self.teachers = Teachers(teachers or {}, self.students)
+        self._check_classes()
+        self.trunk = self._build_trunk(shared_stages)
+        self.methods = ModuleDict(built)
+        networks = Networks(
+            dict(self.students), self.teachers.networks, self.num_classes, self._probe
+        )
+        for method in self.methods.values():
+            method.setup(networks)
+        if self.is_single:
+            self._register_state_dict_hook(_without_prefix)
+            self._register_load_state_dict_pre_hook(_with_prefix)
+
+    def _build_trunk(self, num_stages: int) -> Trunk | None:
+        """Share the first stages, where that is asked for."""
+        if num_stages == 0:
+            return None
+        if self.with_cp or len(self.students) < 2 or self.views == 'per_student':
+            raise ValueError(
+                'shared_stages needs at least two students that see the same images, without '
+                f'with_cp, but got {len(self.students)} students, views={self.views!r} and '
+                f'with_cp={self.with_cp}'
+            )
+        return Trunk(self.students, num_stages, self.img_size)
+
+    @property
+    def clock(self) -> Clock | None:
+        """Where training stands. ``kd_mm.DistillerHook`` sets it before each iteration."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: Clock | None) -> None:
+        self._clock = clock
+        for method in self.methods.values():
+            for schedule in vars(method).values():
+                if isinstance(schedule, Ramp):
+                    schedule.tick(clock)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The students' names, in alphabetical order."""
+        return tuple(self.students)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the methods need, together."""
+        return frozenset().union(*(method.needs for method in self.methods.values()))
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes that the networks tell apart."""
+        return num_classes_of(self.students[self.deploy])
+
+    def _check_classes(self) -> None:
+        """Raise ValueError if the networks differ in their number of classes."""
+        counts = {name: num_classes_of(net) for name, net in self.students.items()}
+        counts |= {name: num_classes_of(net) for name, net in self.teachers.networks.items()}
+        if len(set(counts.values()) - {None}) > 1:
+            listed = ', '.join(f'{name}: {count}' for name, count in counts.items())
+            raise ValueError(
+                f'students must have the same number of classes, but got {listed}; set '
+                'model.students.<name>.head.num_classes'
+            )
+
+    @torch.no_grad()
+    def _probe(self, name: str) -> Seen:
+        """Return what a network makes of an image of zeros, in evaluation mode."""
+        is_student = name in self.students
+        network = self.students[name] if is_student else self.teachers.networks[name]
+        tap = self._taps[name] if is_student else self.teachers.taps[name]
+        with evaluating(network):
+            try:
+                return see(network, zeros_for(network, self.img_size), tap, self._deepest)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f'students must take an image of img_size x img_size pixels, but with '
+                    f'{self.img_size} one fails: {error}; set model.img_size to the size that '
+                    f'they train on, or correct neck and head of {name}'
+                ) from error
+            finally:
+                if self.trunk is not None:
+                    self.trunk.clear()
+
+    def init_weights(self) -> None:
+        """Initialise the students, load the teachers; warn of students with equal weights.
+
+        Raises:
+            OSError: If there is no such checkpoint.
+            ValueError: If a checkpoint cannot be read safely, or does not fit.
+        """
+        self.check_checkpoints()
+        super().init_weights()
+        for first, second in self.equal_students():
+            print_log(
+                f'students {first} and {second} have identical initial weights, so they will stay '
+                'identical; give them different init_cfg, or remove it',
+                logger='current',
+                level=WARNING,
+            )
+        self.teachers.load()
+
+    def equal_students(self) -> list[tuple[str, str]]:
+        """Return the pairs of students whose weights are the same, name by name."""
+        pairs = combinations(self.students.items(), 2)
+        return [(first, second) for (first, a), (second, b) in pairs if equal_weights(a, b)]
+
+    def check_checkpoints(self) -> None:
+        """Check that each checkpoint of an ``init_cfg`` has a weight for its module.
+
+        Raises:
+            OSError: If there is no such file, here or in the web.
+            ValueError: If the file cannot be read safely, or none of its names is the module's.
+        """
+        check_init_checkpoints(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'Distiller':
+        """Move or convert the model, and the teachers with it."""
+        super()._apply(fn, recurse)
+        self.teachers.apply(fn)
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of one network's layer, for layer-wise decay of the learning rate.
+
+        Args:
+            param_name: Name of a parameter.
+            prefix: Of that name.
+        """
+        if not self.is_single:
+            raise ValueError(
+                'layer-wise decay of the learning rate needs one network, but there are '
+                f'{", ".join(self.names)}; use kd_mm.JointOptimWrapperConstructor with a part for '
+                'each student'
+            )
+        inside = f'{prefix}students.{SINGLE}.'
+        return self.students[SINGLE].get_layer_depth(param_name, inside)
+
+    def forward(
+        self,
+        inputs: Tensor | list[Tensor],
+        data_samples: list[DataSample] | None = None,
+        mode: str = 'tensor',
+    ) -> Tensor | list[DataSample] | dict[str, Tensor]:
+        """Run the model.
+
+        Args:
+            inputs: Images (N, C, H, W), or, for ``mode='loss'`` and several views, a list of
+                such views.
+            data_samples: Labels of the N images.
+            mode: ``'tensor'``: logits of the deployed student; ``'predict'``: its predictions,
+                with every student's scores; ``'loss'``: losses by name.
+
+        Returns:
+            What ``mode`` asks for.
+        """
+        try:
+            if mode == 'loss':
+                return self.loss(inputs, data_samples)
+            if mode == 'predict':
+                return self.predict(inputs, data_samples)
+            if mode == 'tensor':
+                return self.students[self.deploy](inputs, mode='tensor')
+        finally:
+            if self.trunk is not None:
+                self.trunk.clear()
+        raise RuntimeError(f'Invalid mode "{mode}".')
+
+    def loss(
+        self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]
+    ) -> dict[str, Tensor]:
+        """Return each student's own losses and the terms of the methods.
+
+        Args:
+            inputs: Images (N, C, H, W), or a list of such views.
+            data_samples: Labels of the N images, hard or mixed.
+
+        Returns:
+            dict[str, Tensor]: ``<network>/<loss>``; without ``<network>/`` for one alone.
+
+        Raises:
+            ValueError: If there are not as many views as ``views`` says.
+            RuntimeError: If a method needs ``kd_mm.DistillerHook`` and there is none.
+        """
+        if self.observers:
+            return self._observed_loss(inputs, data_samples)
+        return self._losses(inputs, data_samples)[1]
+
+    @torch.compiler.disable  # a compiled graph has no logits to take gradients at
+    def _observed_loss(
+        self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]
+    ) -> dict[str, Tensor]:
+        """Return the losses, and show the step to the observers."""
+        step, losses = self._losses(inputs, data_samples)
+        for observer in tuple(self.observers):
+            observer(step, losses)
+        return losses
+
+    def _losses(
+        self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]
+    ) -> tuple[Step, dict[str, Tensor]]:
+        """Return the step and the losses."""
+        step = self._step(inputs, data_samples)
+        for method in self.methods.values():
+            step = method.before(step)
+        losses = {}
+        for name, views in step.students.items():
+            for key, value in self._own_losses(name, views, step).items():
+                losses[f'{name}/{key}'] = value
+        for name, method in self.methods.items():
+            for key, value in method.losses(step).items():
+                # Two methods of one kind, such as two teachers, give terms of one name.
+                losses[f'{key}_{name}' if key in losses else key] = value
+        if self.training:
+            losses = weigh_by_share(losses, step.labels)
+        if self.is_single:
+            losses = {key.removeprefix(f'{SINGLE}/'): value for key, value in losses.items()}
+        return step, losses
+
+    def _own_losses(self, name: str, views: list[Seen], step: Step) -> dict[str, Tensor]:
+        """Return the losses of a student's own head, means over the views with gradient."""
+        found = [
+            own_losses(self.students[name], seen, step.labels, step.weight)
+            for number, seen in enumerate(views)
+            if number not in self.views_without_gradient
+        ]
+        losses = found[0]
+        if len(found) > 1:
+            losses = {key: sum(part[key] for part in found) / len(found) for key in losses}
+        head = getattr(self.students[name], 'head', None)
+        if isinstance(head, DistillingHead):
+            terms = head.terms(step._replace(students={name: views}))
+            losses |= {key.removeprefix(f'{name}/'): value for key, value in terms.items()}
+        return losses
+
+    def _step(self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]) -> Step:
+        """Run all networks on their views."""
+        views = self._views(inputs)
+        if self.training and self._clock is None:
+            self._check_hook()
+        if self.trunk is not None and not self.trunk.is_linked(self.students):
+            self.trunk.link(self.students)
+        students = {}
+        for place, name in enumerate(self.students):
+            mine = views[place : place + 1] if self.views == 'per_student' else views
+            students[name] = [self._see(name, view, number) for number, view in enumerate(mine)]
+        teachers = {}
+        if self.teachers.networks:
+            teachers = self.teachers.see(views, self.data_preprocessor)
+        index = None
+        if 'image_number' in data_samples[0]:
+            numbers = [sample.image_number for sample in data_samples]
+            # From pinned memory, so that the host does not wait for the device.
+            index = torch.tensor(numbers, pin_memory=views[0].is_cuda)
+            index = index.to(views[0].device, non_blocking=True)
+        return Step(students, teachers, labels_of(data_samples), None, index, self._clock)
+
+    def _see(self, name: str, view: Tensor, number: int) -> Seen:
+        """Run one student on one view."""
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and number not in self.views_without_gradient
+        ):
+            return see(self.students[name], view, self._taps[name], self._deepest, self.with_cp)
+
+    def _check_hook(self) -> None:
+        """Raise RuntimeError if a method needs what the hook gives."""
+        for method in self.methods.values():
+            needed = [NEEDS[need] for need in RUN_NEEDS if need in method.needs]
+            if needed:
+                raise RuntimeError(
+                    f'kd_mm.{type(method).__name__} needs {needed[0]}, which kd_mm.DistillerHook '
+                    "gives; add default_hooks=dict(distiller=dict(type='kd_mm.DistillerHook'))"
+                )
+
+    def _views(self, inputs: Tensor | list[Tensor]) -> list[Tensor]:
+        """Return the views of the batch: one, one for each student, or several for each."""
+        self.check_views(inputs)
+        return [inputs] if self.views == 'shared' else list(inputs)
+
+    def check_views(self, inputs: Tensor | list[Tensor]) -> None:
+        """Check that training gets as many views as it needs.
+
+        Args:
+            inputs: One image, or a list of its views, of a sample or of a batch.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        num_students = len(self.students)
+        wanted = {'shared': None, 'per_student': num_students}.get(self.views, self.views)
+        given = len(inputs) if isinstance(inputs, (list, tuple)) else None
+        if given == wanted:
+            return
+        raise ValueError(
+            f'views={self.views!r} with {num_students} students needs '
+            f'{"one image" if wanted is None else f"{wanted} views"} per sample, but '
+            f'the pipeline gives {"one image" if given is None else f"{given} views"}; '
+            f"use dict(type='MultiView', num_views={wanted or num_students}, transforms=[...]) "
+            "for several views, and none for views='shared'"
+        )
+
+    def monitors(self, step: Step) -> dict[str, Tensor]:
+        """Return the numbers of all methods, for ``kd_mm.DiagnosticsHook``.
+
+        Args:
+            step: What the networks made of the batch.
+        """
+        return self._gathered(step, 'monitors')
+
+    def relations(self, step: Step) -> dict[str, Relations]:
+        """Return what images take from each other, by network, for pictures.
+
+        Args:
+            step: What the networks made of the batch.
+        """
+        return self._gathered(step, 'relations')
+
+    def _gathered(self, step: Step, question: str) -> dict[str, Any]:
+        """Ask all methods, and heads that distil by themselves, about a step."""
+        found = {}
+        for method in self.methods.values():
+            found |= getattr(method, question)(step)
+        for name, network in self.students.items():
+            head = getattr(network, 'head', None)
+            if isinstance(head, DistillingHead):
+                own = step._replace(students={name: step.students[name]})
+                found |= getattr(head, question)(own)
+        if self.is_single:
+            found = {key.removesuffix(SINGLE).removesuffix('/'): v for key, v in found.items()}
+        return found
+
+    def all_logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits (m, N, K) of all students.
+
+        Args:
+            inputs: Images (N, C, H, W).
+        """
+        return torch.stack([seen.logits for (seen,) in self._see_all(inputs).values()])
+
+    def _see_all(self, inputs: Tensor) -> dict[str, list[Seen]]:
+        """Return what each student makes of the same images, in prediction."""
+        try:
+            return {
+                name: [see(net, inputs, self._taps[name], self._deepest)]
+                for name, net in self.students.items()
+            }
+        finally:
+            if self.trunk is not None:
+                self.trunk.clear()
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[DataSample] | None = None
+    ) -> list[DataSample]:
+        """Return the deployed student's predictions, with the scores of all.
+
+        Args:
+            inputs: Images (N, C, H, W).
+            data_samples: Samples to write into.
+
+        Returns:
+            Samples with ``pred_score`` and ``pred_label`` of the deployed student, and
+            ``student_scores``, each student's class probabilities (K,) by name. Where there are
+            classifiers that are no part of the ensemble, ``scores_beside`` holds theirs.
+        """
+        step = Step(self._see_all(inputs), {})
+        for observer in tuple(self.observers):
+            observer(step, {})
+        scores = {name: z.softmax(dim=1) for name, z in step.logits().items()}
+        others = {
+            name: z.softmax(dim=1)
+            for method in self.methods.values()
+            for name, z in method.extra_logits(step).items()
+        }
+        deployed = scores[self.deploy]
+        others |= {name: scores.pop(name) for name in self.outside_ensemble}
+        labels = deployed.argmax(dim=1, keepdim=True)
+        samples = data_samples or [DataSample() for _ in deployed]
+        for index, sample in enumerate(samples):
+            sample.set_pred_score(deployed[index]).set_pred_label(labels[index])
+            sample.set_field({n: score[index] for n, score in scores.items()}, 'student_scores')
+            if others:
+                sample.set_field({n: score[index] for n, score in others.items()}, 'scores_beside')
+        return samples
+
+
+def build_methods(cfgs: Mapping[str, Mapping]) -> dict[str, Method]:
+    """Build methods by name, in alphabetical order.
+
+    Args:
+        cfgs: Their configs.
+
+    Raises:
+        ValueError: If one does not exist, or an option is out of range.
+    """
+    methods = {}
+    for name, cfg in sorted(cfgs.items()):
+        place = f'model.methods.{name}'
+        if not isinstance(cfg, Mapping) or not str(name).isidentifier():
+            raise ValueError(
+                f'model.methods must hold configs of methods by names that are words, but '
+                f'{name!r} is {cfg!r}'
+            )
+        methods[name] = METHODS.create(cfg, place)
+    return methods
+
+
+def find_roles(
+    methods: Mapping[str, Method],
+    students: tuple[str, ...],
+    teachers: tuple[str, ...],
+    views: str | int,
+) -> list[Roles]:
+    """Check that the networks are what the methods need, and return what each makes of them.
+
+    Args:
+        methods: By name.
+        students: Names of the students.
+        teachers: Names of the teachers.
+        views: Option of the Distiller.
+
+    Raises:
+        ValueError: If a method lacks something.
+    """
+    for method in methods.values():
+        lacking = {
+            'teacher': not teachers,
+            'peers': len(students) < 2,
+            'views': not is_int(views, least=2),
+        }
+        for need, lacks in lacking.items():
+            if need in method.needs and lacks:
+                found = {
+                    'teacher': 'there is none',
+                    'peers': f'got {", ".join(students)}',
+                    'views': f'views={views!r}',
+                }[need]
+                what, _, fix = NEEDS[need].partition('; ')
+                raise ValueError(f'{type(method).__name__} needs {what}, but {found}; {fix}')
+    return [method.roles(students, teachers) for method in methods.values()]
+
+
+def choose_deployed(roles: list[Roles], students: tuple[str, ...], deploy: str | None) -> str:
+    """Return the name of the deployed student.
+
+    Args:
+        roles: Of the methods.
+        students: Names, in alphabetical order.
+        deploy: Option of the Distiller.
+
+    Raises:
+        ValueError: If it names nobody, or two methods deploy different students.
+    """
+    wanted = {role.deploy for role in roles} - {None}
+    if deploy is None and len(wanted) > 1:
+        raise ValueError(
+            f'the methods deploy different students, {", ".join(sorted(wanted))}; set model.deploy'
+        )
+    chosen = deploy if deploy is not None else next(iter(wanted), students[0])
+    if not isinstance(chosen, str) or chosen not in students:
+        raise ValueError(
+            f'deploy must name one of the students {", ".join(students)}, but got {chosen!r}'
+        )
+    return chosen
+
+
+def as_distiller(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config of a model as options of the Distiller; None if it builds another model.
+
+    Args:
+        model: Config of a model. Left as it is.
+
+    Examples:
+        >>> as_distiller({'type': 'kd_mm.DML', 'students': {}, 'temperature': 2.0})
+        {'students': {}, 'methods': {'dml': {'type': 'kd_mm.DML', 'temperature': 2.0}}}
+        >>> as_distiller({'type': 'ImageClassifier'})
+    """
+    name = model.get('type')
+    found = MODELS.get(name) if isinstance(name, str) else name
+    if isinstance(found, DistillerOf):
+        return found.options(model)
+    if found is Distiller:
+        return {key: value for key, value in model.items() if key != 'type'}
+    return None
+
+
+Observed = Distiller | DistillingHead
+
+
+def observed(model: nn.Module) -> Observed | None:
+    """Return the part of a model that shows its steps to observers; None where nothing distils.
+
+    Args:
+        model: A Distiller, or a classifier.
+    """
+    head = getattr(model, 'head', None)
+    found = model if isinstance(model, Distiller) else head
+    return found if isinstance(found, (Distiller, DistillingHead)) else None
+
+
+def named_networks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the networks of a model that train, by name; one alone has the name ''.
+
+    Args:
+        model: A Distiller, or a classifier.
+    """
+    if not isinstance(model, Distiller):
+        return {'': model}
+    if model.is_single:
+        return {'': model.students[SINGLE]}
+    return dict(model.students)
+
+
+def _without_prefix(
+    model: Distiller, state_dict: dict[str, Any], prefix: str, local_metadata: dict
+) -> None:
+    """Store the one network under its plain names."""
+    inside = f'{prefix}students.{SINGLE}.'
+    for key in [key for key in state_dict if key.startswith(inside)]:
+        state_dict[prefix + key.removeprefix(inside)] = state_dict.pop(key)
+
+
+def _with_prefix(state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Find the one network under its plain names."""
+    kept = tuple(f'{prefix}{part}.' for part in ('methods', 'students', 'data_preprocessor'))
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        if not key.startswith(kept):
+            inside = f'{prefix}students.{SINGLE}.'
+            state_dict[inside + key.removeprefix(prefix)] = state_dict.pop(key)

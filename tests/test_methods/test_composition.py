@@ -1,0 +1,226 @@
+"""Several methods in one model, several views, other labels, a memory, by config alone."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from torch.utils.data import Subset
+
+from kd_mm.datasets import Digits, InMemory
+from kd_mm.models.distiller import Distiller
+from kd_mm.registry import MODELS
+from tests import contract
+from tests.contract import Row
+
+
+def build(students=('a', 'b'), seed=0, backbone=(), **kwargs):
+    own = contract.network(contract.GROUP_NORM, **dict(backbone))
+    networks = {'student': own}
+    if students != ('student',):
+        networks = {'students': {name: copy.deepcopy(own) for name in students}}
+    torch.manual_seed(seed)
+    cfg = {'type': 'kd_mm.Distiller', 'img_size': contract.SIZE, '_scope_': 'mmpretrain'}
+    model = MODELS.build({**cfg, **networks, **kwargs})
+    for param in model.parameters():
+        if param.ndim > 1:
+            torch.nn.init.normal_(param, std=(2 / param[0].numel()) ** 0.5)
+    model.clock = contract.Clock(9, 10, 90, 100, 50)
+    assert isinstance(model, Distiller)
+    return model.train()
+
+
+def own_loss(model, name, images, samples):
+    return F.cross_entropy(
+        model.students[name](images), torch.tensor([int(s.gt_label) for s in samples])
+    )
+
+
+COMPOSED = {
+    'BAKE + KDCL': (
+        {'bake': {'type': 'kd_mm.BAKE'}, 'kdcl': {'type': 'KDCL'}},
+        ('a', 'b'),
+        (),
+    ),
+    'KDCL + FFSD': (
+        {
+            'ffsd': {'type': 'kd_mm.FFSD', 'norm_cfg': contract.GROUP_NORM},
+            'kdcl': {'type': 'kd_mm.KDCL', 'target': 'naive'},
+        },
+        ('leader', 'one', 'two'),
+        {'out_indices': (0, 1, 2, 3)},
+    ),
+    'DML + a method of a project': (
+        {'dml': {'type': 'kd_mm.DML'}, 'gate': {'type': 'tests.Gate'}},
+        ('a', 'b'),
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize(('methods', 'students', 'backbone'), COMPOSED.values(), ids=COMPOSED)
+def test_losses_are_those_of_each_method_alone(methods, students, backbone):
+    model = build(students, backbone=backbone, methods=methods)
+    inputs = contract.batch()
+    losses = model(*inputs, mode='loss')
+    expected = {}
+    for name, method in methods.items():
+        alone = build(students, backbone=backbone, methods={name: method})
+        state = {k: v for k, v in model.state_dict().items() if k in alone.state_dict()}
+        alone.load_state_dict(state)
+        expected |= alone(*inputs, mode='loss')
+    assert list(losses)[: len(students)] == [f'{name}/loss' for name in sorted(students)]
+    torch.testing.assert_close(losses, expected)
+
+
+def test_options_of_a_method_and_more_methods_stand_side_by_side():
+    model = build(type='kd_mm.KDCL', target='naive', methods={'bake': {'type': 'kd_mm.BAKE'}})
+    assert list(model.methods) == ['bake', 'kdcl']
+    assert model.methods['kdcl'].target == 'naive'
+
+
+def test_a_student_with_a_head_of_bake_in_a_cohort():
+    own = contract.network(contract.GROUP_NORM)
+    other = copy.deepcopy(own)
+    other['head']['type'] = 'kd_mm.BAKEHead'
+    cfg = {'type': 'kd_mm.KDCL', 'students': {'a': own, 'b': other}, '_scope_': 'mmpretrain'}
+    model = MODELS.build(cfg).train()
+    inputs = contract.batch()
+    losses = model(*inputs, mode='loss')
+    assert set(losses) == {'a/loss', 'b/loss', 'b/loss_bake', 'a/loss_kdcl', 'b/loss_kdcl'}
+    alone = model.students['b'](*inputs, mode='loss')
+    torch.testing.assert_close(losses['b/loss_bake'], alone['loss_bake'])
+    torch.testing.assert_close(losses['b/loss'], alone['loss'])
+
+
+def test_mutual_learning_with_a_frozen_teacher(tmp_path):
+    teacher = MODELS.build({**contract.network(contract.GROUP_NORM), '_scope_': 'mmpretrain'})
+    torch.save({'state_dict': teacher.state_dict()}, tmp_path / 't.pth')
+    cfg = {**contract.network(contract.GROUP_NORM), 'checkpoint': str(tmp_path / 't.pth')}
+    methods = {'dml': {'type': 'kd_mm.DML'}, 'kd': {'type': 'tests.Imitate'}}
+    model = build(methods=methods, teachers={'t': cfg})
+    model.init_weights()
+    losses = model(*contract.batch(), mode='loss')
+    assert set(losses) == {f'{n}/{k}' for n in 'ab' for k in ('loss', 'loss_dml', 'loss_kd')}
+
+
+def test_methods_that_deploy_different_students_are_refused():
+    methods = {
+        name: {'type': 'kd_mm.FFSD', 'leader': leader, 'norm_cfg': contract.GROUP_NORM}
+        for name, leader in (('one', 'a'), ('two', 'b'))
+    }
+    with pytest.raises(ValueError, match='the methods deploy different students, a, b; set'):
+        build(('a', 'b', 'c'), backbone={'out_indices': (0, 1, 2, 3)}, methods=methods)
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_each_student_sees_several_views(frozen):
+    model = build(
+        ('student',), methods={'v': {'type': 'tests.TwoViews', 'frozen': frozen}}, views=2
+    )
+    (first, samples), (second, _) = contract.batch(), contract.batch(seed=1)
+    steps = []
+    model.observers.append(lambda step, losses: steps.append(step))
+    losses = model([first, second], samples, mode='loss')
+    one, two = steps[0].students['student']
+    assert one.logits.requires_grad
+    assert two.logits.requires_grad is not frozen
+    torch.testing.assert_close(two.logits.detach(), model.students['student'](second).detach())
+    own = [own_loss(model, 'student', view, samples) for view in (first, second)]
+    torch.testing.assert_close(losses['loss'], own[0] if frozen else sum(own) / 2)
+
+
+def test_a_method_that_needs_views_says_so():
+    with pytest.raises(ValueError, match=r"needs several views .*but views='shared'; set model"):
+        build(('student',), methods={'v': {'type': 'tests.TwoViews'}})
+    with pytest.raises(ValueError, match="views must be 'shared', 'per_student' or a number of"):
+        build(views=1)
+
+
+def test_weights_of_images_in_the_own_losses():
+    model = build(('student',), methods={'w': {'type': 'tests.Weighed'}})
+    images, samples = contract.batch()
+    losses = model(images, samples, mode='loss')
+    expected = own_loss(model, 'student', images[::2], samples[::2])
+    torch.testing.assert_close(losses['loss'], expected)
+
+
+def test_extra_classifiers_are_measured_and_not_exported():
+    model = build(methods={'gate': {'type': 'tests.Gate'}}).eval()
+    images, _ = contract.batch()
+    sample = model(images, mode='predict')[0]
+    assert list(sample.scores_beside) == ['gate']
+    assert list(sample.student_scores) == ['a', 'b']
+
+
+PIPELINE = [{'type': 'Resize', 'scale': contract.SIZE}, {'type': 'PackInputs'}]
+PAST = Row({'type': 'tests.PastLabels'}, students=('student',))
+
+
+def test_a_method_changes_the_labels_of_the_own_losses():
+    model = build(('student',), methods={'past': {'type': 'tests.PastLabels'}})
+    memory = model.methods['past'].memory
+    memory.resize(50)
+    images, samples = contract.batch()
+    labels = torch.tensor([int(s.gt_label) for s in samples])
+    logits = model.students['student'](images)
+    first = model(images, samples, mode='loss')
+    torch.testing.assert_close(first['loss'], F.cross_entropy(logits, labels))
+    assert set(first) == {'loss'}
+    second = model(images, samples, mode='loss')
+    past = logits.softmax(dim=1).half().float()
+    mixed = 0.5 * F.one_hot(labels, contract.NUM_CLASSES) + 0.5 * past
+    torch.testing.assert_close(second['loss'], F.cross_entropy(logits, mixed))
+
+
+def test_the_memory_of_a_run_is_exact_over_stop_and_resume(tmp_path):
+    contract.check_resume(PAST, tmp_path)
+    state = torch.load(tmp_path / 'whole' / 'epoch_2.pth', weights_only=False)['state_dict']
+    assert state['methods.pastlabels.memory.filled'].all()
+    assert len(state['methods.pastlabels.memory.values']) == 12
+
+
+@pytest.mark.parametrize('wrapper', ['Subset', 'Repeat', 'Concat', 'InMemory'])
+def test_the_memory_knows_images_through_wrappers(tmp_path, wrapper):
+    """After one epoch with a learning rate of 0, a row is the prediction of its image."""
+    parts = [Digits(pipeline=PIPELINE, indices=indices) for indices in (list(range(12)), [20, 21])]
+    images, order = {
+        'Subset': lambda: (Subset(parts[0], [7, 3, 3, 5]), [3, 5, 7]),
+        'Repeat': lambda: (RepeatDataset(parts[0], 2), range(12)),
+        'Concat': lambda: (ConcatDataset(parts), range(14)),
+        'InMemory': lambda: (InMemory(parts[0]), range(12)),
+    }[wrapper]()
+    pictures = [item['inputs'].float() for part in parts for item in part]
+    run = contract.runner(
+        PAST,
+        tmp_path / wrapper,
+        images,
+        train_cfg={'by_epoch': True, 'max_epochs': 1},
+        optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.0}},
+        train_dataloader={
+            'dataset': images,
+            'batch_size': 1,
+            'num_workers': 0,
+            'sampler': {'type': 'DefaultSampler', 'shuffle': True},
+            'collate_fn': {'type': 'kd_mm.batch_collate'},
+        },
+    )
+    run.train()
+    model = run.model
+    values = model.methods['pastlabels'].memory.values.float()
+    assert len(values) == len(order)
+    # Batch norm of one image alone, in training, as the memory saw it.
+    for row, place in zip(values, order, strict=True):
+        expected = model.train().students['student'](pictures[place][None]).softmax(dim=1)
+        torch.testing.assert_close(row, expected[0].detach(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_an_average_of_the_model_goes_with_a_memory(tmp_path, update_buffers):
+    ema = {'type': 'EMAHook', 'update_buffers': update_buffers}
+    run = contract.runner(PAST, tmp_path / 'ema', custom_hooks=[ema])
+    run.train()
+    state = torch.load(tmp_path / 'ema' / 'epoch_2.pth', weights_only=False)
+    assert state['state_dict']['methods.pastlabels.memory.filled'].all()
+    assert 'module.backbone.conv1.weight' in state['ema_state_dict']

@@ -1,0 +1,151 @@
+"""Weights that follow the epoch: their values, in the loss and over a resume, and refusals."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from kd_mm.methods import Clock, LinearRamp, SigmoidRamp, schedule
+from tests.test_engine.toy_methods import batch, build, build_runner
+
+VALUE = 3.0
+SIGMOID = {'type': 'kd_mm.SigmoidRamp', 'value': VALUE, 'epochs': 5}
+LINEAR = {'type': 'kd_mm.LinearRamp', 'value': VALUE, 'epochs': 4}
+# By hand, exp(-5 (1 - e / 5)^2) and e / 4 for the epochs e = 1, 2, ...
+SIGMOID_SHARES = [0.0407622, 0.1652989, 0.4493290, 0.8187308, 1, 1, 1]
+LINEAR_SHARES = [0.25, 0.5, 0.75, 1, 1, 1, 1]
+
+
+def at(epoch):
+    """The clock in an epoch, counted from 1."""
+    return Clock(epoch - 1, 20, epoch * 10, 200, 30)
+
+
+@pytest.mark.parametrize(
+    ('ramp', 'shares'),
+    [(SigmoidRamp(5, VALUE), SIGMOID_SHARES), (LinearRamp(4, VALUE), LINEAR_SHARES)],
+    ids=['sigmoid', 'linear'],
+)
+def test_ramps_by_hand(ramp, shares):
+    found = [ramp(at(epoch)) for epoch in range(1, 8)]
+    assert found == pytest.approx([VALUE * share for share in shares], rel=1e-6)
+    assert ramp(at(20)) == VALUE
+
+
+def test_a_ramp_of_one_epoch_is_whole_at_once():
+    assert SigmoidRamp(1)(at(1)) == LinearRamp(1)(at(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ('method', 'option', 'term'),
+    [
+        ('bake_student', 'loss_weight', 'loss_bake'),
+        ('dml', 'loss_weight', 'b/loss_dml'),
+        ('min_logit', 'loss_weight', 'b/loss_kdcl'),
+        ('ffsd', 'diversity_weight', 'student2/loss_diversity'),
+        ('ffsd', 'diversity_weight', 'student2/loss_self_distillation'),
+        ('ffsd', 'fusion_weight', 'leader/loss_fusion'),
+        ('ffsd', 'fusion_weight', 'leader/loss_decoder'),
+        ('ffsd', 'fusion_weight', 'leader/loss_self_distillation'),
+        ('ffsd', 'self_distillation_weight', 'student2/loss_neck_feature'),
+        ('ffsd', 'self_distillation_weight', 'leader/loss_neck_attention'),
+    ],
+)
+def test_a_term_of_the_loss_grows_by_the_epoch(method, option, term):
+    constant, ramped = (
+        build(method, **{option: weight}).eval()  # no statistics change from step to step
+        for weight in (VALUE, SIGMOID)
+    )
+    whole = losses_of(constant)[term]
+    assert whole.abs() > 1e-6
+    found = []
+    for epoch in range(1, 8):
+        ramped.clock = at(epoch)
+        found.append((losses_of(ramped)[term] / whole).item())
+    assert found == pytest.approx(SIGMOID_SHARES, rel=1e-4)
+
+
+def losses_of(model):
+    with torch.no_grad():
+        return model(**model.data_preprocessor(batch(), training=True), mode='loss')
+
+
+class Weights(Hook):
+    """Notes the weight of each iteration."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        method = runner.model.methods['dml']
+        self.seen.append(method.loss_weight(runner.model.clock))
+
+
+def train(folder, length, by_epoch=True, **changes):
+    """The weight of each of five iterations per epoch, the logged terms, and the last weights."""
+    train_cfg = {'by_epoch': by_epoch, 'max_epochs' if by_epoch else 'max_iters': length}
+    model = build('dml', loss_weight=LINEAR)
+    runner = build_runner('dml', folder, model, train_cfg=train_cfg, **changes)
+    weights = Weights()
+    runner.register_hook(weights)
+    runner.train()
+    histories = runner.message_hub.log_scalars.items()
+    terms = {key: list(h.data[0]) for key, h in histories if 'loss' in key}
+    return weights.seen, terms, runner.model.state_dict()
+
+
+def test_a_run_ramps_by_the_epoch_and_goes_on_where_it_was(tmp_path):
+    seen, terms, state = train(tmp_path / 'whole', 6)
+    assert seen == [VALUE * share for share in LINEAR_SHARES[:6] for _ in range(5)]
+    changes = {'resume': True, 'load_from': str(tmp_path / 'whole/epoch_2.pth')}
+    again, same_terms, same_state = train(tmp_path / 'resumed', 6, **changes)
+    assert again == seen[10:]
+    assert same_terms == terms
+    torch.testing.assert_close(same_state, state, rtol=0, atol=0)
+
+
+def test_a_loop_that_counts_iterations_ramps_too(tmp_path):
+    seen, _, _ = train(tmp_path, 12, by_epoch=False)
+    assert seen == [VALUE * share for share in LINEAR_SHARES[:3] for _ in range(5)][:12]
+
+
+@pytest.mark.parametrize('ramp', [SIGMOID, LINEAR])
+def test_without_the_hook_no_step_is_taken(ramp, tmp_path):
+    model = build('dml', loss_weight=ramp)
+    model.clock = None
+    hooks = {'checkpoint': {'type': 'CheckpointHook', 'interval': 1}}
+    runner = build_runner('dml', tmp_path, model, default_hooks=hooks)
+    name = ramp['type'].removeprefix('kd_mm.')
+    with pytest.raises(RuntimeError) as caught:
+        runner.train()
+    assert str(caught.value) == (
+        f'{name} needs the epoch, which kd_mm.DistillerHook gives; add '
+        "default_hooks=dict(distiller=dict(type='kd_mm.DistillerHook'))"
+    )
+    assert runner.iter == 0
+
+
+def test_prediction_needs_no_epoch():
+    model = build('ffsd').eval()
+    model.clock = None
+    data = model.data_preprocessor(batch())
+    assert len(model(**data, mode='predict')) == len(batch()['inputs'])
+
+
+@pytest.mark.parametrize(
+    ('weight', 'error', 'message'),
+    [
+        (-1.0, ValueError, 'fusion_weight must be finite and at least 0, but got -1.0'),
+        ('10', ValueError, "fusion_weight must be finite and at least 0, but got '10'"),
+        ({**SIGMOID, 'epochs': 0}, ValueError, 'epochs must be an integer of at least 1, .* 0'),
+        ({**LINEAR, 'epochs': 1.5}, ValueError, 'epochs must be an integer of at least 1, .* 1.5'),
+        ({**LINEAR, 'value': -1}, ValueError, 'value must be finite and at least 0, but got -1'),
+        ({**LINEAR, 'type': 'kd_mm.LinarRamp'}, ValueError, r'did you mean kd_mm.LinearRamp\?'),
+        ({'epochs': 5}, ValueError, 'fusion_weight must have the type of a schedule, .* None'),
+        ({**LINEAR, 'epoch': 5}, TypeError, 'epoch'),
+    ],
+)
+def test_bad_weights_are_refused(weight, error, message):
+    with pytest.raises(error, match=message):
+        schedule('fusion_weight', weight)
+    with pytest.raises(error, match=message):
+        build('ffsd', fusion_weight=weight)

@@ -1,0 +1,107 @@
+"""BAKE with any classifier of mmpretrain's: one more loss, nothing else changed."""
+
+import numpy as np
+import pytest
+import torch
+
+from kd_mm.registry import MODELS
+from tests.references import bake as reference
+from tests.test_models.toy_networks import NETWORKS, NUM_CLASSES, classifier, draw
+
+OPTIONS = {'omega': 0.7, 'temperature': 3.0, 'loss_weight': 0.25}
+
+
+@pytest.mark.parametrize('soft', [False, True], ids=['hard labels', 'mixed labels'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_adds_the_papers_loss_to_that_of_the_plain_network(name, soft, tmp_path):
+    network = NETWORKS[name]
+    torch.manual_seed(0)
+    cfg = network.cfg(tmp_path)
+    plain = MODELS.build(cfg).train()
+    for layer in (*plain.modules(), network.last(plain)):  # far from 0, where images are alike
+        if isinstance(layer, torch.nn.Linear) or layer is network.last(plain):
+            torch.nn.init.normal_(layer.weight)
+    model = MODELS.build({'type': 'kd_mm.BAKE', 'student': cfg, **OPTIONS}).train()
+    assert model.num_classes == NUM_CLASSES
+    model.load_state_dict(plain.state_dict())
+    images, samples = draw(network.channels, soft=soft)
+    torch.manual_seed(1)  # dropout draws
+    losses = model(images, samples, mode='loss')
+
+    torch.manual_seed(1)
+    own = plain(images, samples, mode='loss')['loss']
+    torch.manual_seed(1)
+    with torch.no_grad():
+        embedding = network.embed(plain, images)
+        layer = network.last(plain)
+        shape = (-1, *[1] * (layer.weight.ndim - 2))  # of what a 1x1 convolution takes
+        logits = layer(embedding.unflatten(1, shape)).flatten(1)
+    target = reference.ensemble_knowledge(
+        embedding.double().flatten(1).numpy(), logits.double().numpy(), 3.0, 0.7
+    )
+    bake = 0.25 * reference.soft_target_kl(logits.double().numpy(), target, 3.0).mean()
+    assert losses.keys() == {'loss', 'loss_bake'}
+    torch.testing.assert_close(losses['loss'], own)
+    assert bake > 1e-3
+    np.testing.assert_allclose(losses['loss_bake'].item(), bake, rtol=2e-4, atol=2e-6)
+
+    plain.load_state_dict(model.state_dict())
+    predictions = [network.eval()(images, mode='predict') for network in (model, plain)]
+    for ours, theirs in zip(*predictions, strict=True):
+        torch.testing.assert_close(ours.pred_score, theirs.pred_score)
+
+
+OWN_WAY = (
+    'the head of student must compute its losses from one logit per class, as LinearClsHead does, '
+    'but {}; use LinearClsHead or another head with one classifier$'
+)
+COUNT = (
+    'the head of student must have one linear layer that gives the logits, as LinearClsHead does, '
+    r'but it has {}; use a head with one classifier \(distillation=False where the head has that '
+    r'option\)$'
+)
+
+
+@pytest.mark.parametrize(
+    ('head', 'kwargs', 'message'),
+    [
+        ('ArcFaceClsHead', {}, OWN_WAY.format('ArcFaceClsHead has a way of its own')),
+        (
+            'CSRAClsHead',
+            {'num_heads': 1, 'lam': 0.1},
+            OWN_WAY.format('CSRAClsHead has a way of its own'),
+        ),
+        (
+            'MultiLabelLinearClsHead',
+            {},
+            OWN_WAY.format('MultiLabelLinearClsHead has a way of its own'),
+        ),
+        ('DeiTClsHead', {}, COUNT.format(2)),
+        ('EfficientFormerClsHead', {'distillation': True}, COUNT.format(2)),
+        ('LeViTClsHead', {'distillation': True}, COUNT.format(2)),
+    ],
+)
+def test_refuses_heads_without_one_logit_per_class(head, kwargs, message):
+    with pytest.raises(TypeError, match=message):
+        MODELS.build({'type': 'kd_mm.BAKE', 'student': classifier(head, **kwargs)})
+
+
+def test_refuses_a_network_without_a_head():
+    cfg = {**classifier('LinearClsHead'), 'head': None}
+    with pytest.raises(TypeError, match=OWN_WAY.format('there is none')):
+        MODELS.build({'type': 'kd_mm.BAKE', 'student': cfg})
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'count'),
+    [('deit_tiny_distilled_patch16_224', 5, 2), ('resnet18', 0, 0)],
+)
+def test_refuses_networks_of_timm_without_one_classifier(name, num_classes, count):
+    pytest.importorskip('timm', reason='TimmClassifier needs timm')
+    cfg = {
+        'type': 'mmpretrain.TimmClassifier',
+        'model_name': name,
+        'num_classes': num_classes,
+    }
+    with pytest.raises(TypeError, match=COUNT.format(count)):
+        MODELS.build({'type': 'kd_mm.BAKE', 'student': cfg})
