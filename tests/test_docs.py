@@ -313,13 +313,13 @@ def test_a_run_is_exported_and_resumed_as_the_docs_say(tour):
     run_short(line, folder)
 
 
-# Configs and programs. Those of README.md and configs/ are built by test_readme.py and
-# test_configs.py.
+# Configs and programs. Those of README.md, configs/ and add_method.md are built by test_readme.py,
+# test_configs.py and test_add_method.py.
 
 CODES = [
     pytest.param(path, index, id=f'{path.relative_to(REPO)}-{index}')
     for path in PAGES
-    if path.parts[len(REPO.parts)] not in ('README.md', 'configs')
+    if path.parts[len(REPO.parts)] not in ('README.md', 'configs') and path.name != 'add_method.md'
     for index in range(len(blocks(path, 'python')))
 ]
 

@@ -18,7 +18,7 @@ from kd_mm.export import (
     choose_weights,
     export_student,
     plain_cfg,
-    plain_model_cfg,
+    plain_part,
     shipped_names,
     student_names,
 )
@@ -101,7 +101,7 @@ def test_imports_of_others_and_of_backbones_of_ours_stay():
 )
 def test_each_head_becomes_mmpretrains(ours, plain):
     nested = {'a': [{'type': f'kd_mm.{ours}', 'gather': 'local', 'topk': (1, 5)}]}
-    assert plain_model_cfg(nested) == {'a': [{'type': plain, 'topk': (1, 5)}]}
+    assert plain_part(nested) == {'a': [{'type': plain, 'topk': (1, 5)}]}
 
 
 def test_writes_weights_that_load_without_trust_and_answer_alike(tmp_path):

@@ -18,7 +18,7 @@ from .run_log import SINGLE, find_runs, has_trained, read_log, series, top1_curv
 VANILLA = 'vanilla_'  # how the names of the configs in configs/vanilla begin
 # What a dumped config holds of the run and not of the recipe.
 OF_THE_RUN = ('work_dir', 'resume', 'load_from', 'launcher', 'experiment_name', 'randomness.seed')
-# What a backbone's config holds beside the network.
+# What a backbone's config holds that is not the network.
 OF_NO_NETWORK = ('out_indices', 'init_cfg', '_scope_')
 DATA = ('type', 'data_root', 'ann_file', 'data_prefix', 'split')
 
@@ -60,7 +60,7 @@ class RecordedRun(NamedTuple):
 
     @property
     def length(self) -> tuple[int, int, str]:
-        """How far the run is, how far it shall go, and the unit of both."""
+        """How far the run is, how far it will go, and the unit of both."""
         cfg = self.cfg.train_cfg
         if 'max_epochs' in cfg:
             done = max((entry.get('epoch', 0) for entry in self.train), default=0)
@@ -123,7 +123,7 @@ def read_run(work_dir: Path) -> RecordedRun:
         The run.
 
     Raises:
-        ValueError: If the config that MMEngine dumps beside the log is missing.
+        ValueError: If the config that MMEngine dumps next to the log is missing.
     """
     dumped = sorted(work_dir.glob('*/vis_data/config.py'))
     # A test in the work dir dumps its own.

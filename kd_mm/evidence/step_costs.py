@@ -8,7 +8,7 @@ all records of a folder into a Markdown page, between two comments. The first te
     <!-- end of steps -->
 
 with the folder of the configs, or ``<folder>, switched`` for a config whose options were changed
-beside others whose options were not.
+next to others whose options were not.
 """
 
 import json
@@ -64,7 +64,7 @@ def check_place(text: str, recipe: str, switched: bool) -> None:
 
 
 def fill(text: str, records: Sequence[Mapping]) -> str:
-    r"""Return a page with its tables of steps written anew.
+    r"""Return a page with its tables of steps replaced.
 
     Args:
         text: The page.

@@ -72,7 +72,7 @@ def compare_steps(
     as in a run of it; of what else its hooks do, nothing.
 
     Peak memory is measured in one more step of each recipe: its weights, buffers and optimizer
-    state, and the most that the step holds beside them at any moment (gradients, the graph, the
+    state, and the most that the step holds next to them at any moment (gradients, the graph, the
     normalised images). The images as they come are not counted, nor is what an operation takes
     outside PyTorch's allocator.
 

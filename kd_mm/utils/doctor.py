@@ -50,7 +50,7 @@ from kd_mm.utils.versions import PROVIDERS, find_overlap, find_problem, installe
 from kd_mm.version import __version__
 
 OK, WARNING, ERROR = 'ok', 'warning', 'error'
-BESIDE = ('torchvision', 'numpy')  # distributions beside those that decide on import
+OTHERS = ('torchvision', 'numpy')  # distributions that do not decide on import
 MAX_STEPS, MAX_SECONDS = 8, 5.0  # of timed steps
 FEW = 3  # checkpoints that must fit on the disk
 ENDLESS = 10**8  # MMEngine's end of a schedule without end is larger
@@ -82,7 +82,7 @@ def examine_installation(
         needs: Distribution name -> what its metadata require, as ``importlib.metadata`` has it.
 
     Returns:
-        Findings; those that are no ``'ok'`` name the command that mends them.
+        Findings; those that are no ``'ok'`` name the command that repairs them.
 
     Examples:
         >>> forks = {'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6'}
@@ -145,7 +145,7 @@ def _is(found: Mapping[str, str | None], name: str, specifier: str) -> bool:
 def installed() -> tuple[dict[str, str | None], dict[str, list[str]]]:
     """Return what :func:`examine_installation` judges."""
     found = installed_versions()
-    for name in BESIDE:
+    for name in OTHERS:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     needs = {n: metadata.requires(n) or [] for n, version in found.items() if version is not None}

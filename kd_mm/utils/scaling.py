@@ -205,7 +205,7 @@ def measure_sampler(
     Yields:
         dict: ``labels``; ``build_s``, reading the labels and making the index; ``epoch_s``, all
         indices of an epoch of one rank (``epoch_length='anchors'``), as ``indices`` tells;
-        ``peak_bytes`` of memory beside the labels' own.
+        ``peak_bytes`` of memory without the labels' own.
     """
     context = multiprocessing.get_context('fork')
     for size in sizes:

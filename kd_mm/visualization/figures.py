@@ -420,7 +420,7 @@ def shown_classes(look: Look, topk: int) -> list[int]:
 def affinity_figure(
     batch: BatchKnowledge, index: int = 0, classes: Sequence[str] = ()
 ) -> 'Figure':
-    """Draw whom the images of a batch listen to, and the soft target of one of them.
+    """Draw what the images of a batch take from each other, and the soft target of one.
 
     Args:
         batch: What the N images of a batch take from each other, n of which are shown.
@@ -429,7 +429,7 @@ def affinity_figure(
 
     Returns:
         The figure. Left, the affinities of the shown images, in the order of their classes; an
-        image does not listen to itself. Right, the chosen image, those it listens to most, and
+        image takes nothing from itself. Right, the chosen image, those it takes most from, and
         its label, own prediction and target, of the ten likeliest classes.
 
     Raises:
@@ -468,14 +468,14 @@ def affinity_figure(
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     whole = f' of {batch.size}' if batch.size > count else ''
-    bar.set_label('how much the image of a row listens to that of a column\n'
+    bar.set_label('how much the image of a row takes from that of a column\n'
                   f'({count}{whole} images of the batch)', fontsize=8.5)  # fmt: skip
     for column, (other, weight) in enumerate(_partners(batch, index)):
         gap = 0.1 * (column > 0)
         axis = axis_at(start - right + 0.65 * column + gap, top, 0.6, 0.6)
         _draw_partner(axis, batch.images[other], weight)
         if column == 1:
-            title = 'of those shown, it listens most to' if whole else 'it listens most to'
+            title = 'of those shown, it takes most from' if whole else 'it takes most from'
             axis.set_title(title, fontsize=8.5, loc='left', pad=4)
     for column, series in enumerate(_series(batch, index)):
         axis = axis_at(start + 1.15 * column, top + 1.7, 1.05, MATRIX - 1.7)
@@ -535,7 +535,7 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def _partners(batch: BatchKnowledge, index: int) -> list[tuple[int, float | None]]:
-    """Return an image and those shown ones that it listens to most, with their affinities."""
+    """Return an image and those shown ones that it takes most from, with their affinities."""
     weights = batch.affinity[index].copy()
     weights[index] = -1
     others = np.argsort(-weights, kind='stable')[: min(5, len(weights) - 1)].tolist()
@@ -543,7 +543,7 @@ def _partners(batch: BatchKnowledge, index: int) -> list[tuple[int, float | None
 
 
 def _draw_partner(axis: 'Axes', image: np.ndarray, weight: float | None) -> None:
-    """Draw an image with its affinity; the one without listens."""
+    """Draw an image with its affinity; the chosen one has none."""
     axis.imshow(_thumbnail(image)[6:-6, 6:-6])
     axis.set(xticks=[], yticks=[])
     color, width = (RED, 2) if weight is None else (REFERENCE, 0.5)
@@ -564,7 +564,7 @@ def _series(batch: BatchKnowledge, index: int) -> list[_Series]:
 
 
 def _draw_bars(axis: 'Axes', series: _Series, chosen: list[int], names: list[str]) -> None:
-    """Draw one of the three, with the numbers beside the bars."""
+    """Draw one of the three, with the numbers next to the bars."""
     place, values = np.arange(len(chosen)), series.values[chosen]
     axis.barh(place, values, 0.7, color=series.color)
     ends = values

@@ -157,10 +157,10 @@ def test_affinities_are_shown_in_the_order_of_classes_without_the_diagonal():
     off = ~np.eye(4, dtype=bool)
     np.testing.assert_array_equal(shown.data[off], batch.affinity[np.ix_(order, order)][off])
     assert '(4 of 6 images of the batch)' in bar.get_ylabel()
-    assert partners[1].get_title(loc='left') == 'of those shown, it listens most to'
+    assert partners[1].get_title(loc='left') == 'of those shown, it takes most from'
     whole = figures.affinity_figure(batch._replace(size=4)).axes
     assert '(4 images of the batch)' in whole[1].get_ylabel()
-    assert whole[3].get_title(loc='left') == 'it listens most to'
+    assert whole[3].get_title(loc='left') == 'it takes most from'
     assert [t.get_text() for t in matrix.texts] == [*['cat'] * 2, *['great white sha…'] * 2]
     squares = [p for p in matrix.patches if isinstance(p, Rectangle) and p.get_width() == 2]
     assert [p.get_xy() for p in squares] == [(-0.5, -0.5), (1.5, 1.5)]

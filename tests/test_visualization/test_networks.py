@@ -44,8 +44,8 @@ def test_tokens_lie_in_rows():
     tokens = torch.arange(7.0)[None, :, None]  # a class token and 2 x 3 places
     found = as_map(tokens, (32, 48), extra_tokens=1)
     assert found[0, 0].tolist() == [[1, 2, 3], [4, 5, 6]]
-    beside = as_map((tokens[:, 1:], (3, 2)), (32, 32))
-    assert beside[0, 0].tolist() == [[1, 2], [3, 4], [5, 6]]
+    sized = as_map((tokens[:, 1:], (3, 2)), (32, 32))
+    assert sized[0, 0].tolist() == [[1, 2], [3, 4], [5, 6]]
     assert as_map(tokens, (32, 48)) is None  # 7 places
     assert as_map(torch.zeros(2, 5), (32, 32)) is None
 
@@ -141,14 +141,14 @@ def test_transformers_are_recorded_before_their_last_normalisation(cfg, layer, s
     """Behind it, all places have nearly the same mean square."""
     torch.manual_seed(0)
     model = toys.alone(cfg)
-    heard = []
+    seen = []
     module = model.backbone.get_submodule(layer)
-    handle = module.register_forward_hook(lambda *args: heard.append(args[-1]))
+    handle = module.register_forward_hook(lambda *args: seen.append(args[-1]))
     one = look(model, count=1)[0]
     handle.remove()
     ((key, found),) = one.attention.items()
     assert key == ('network', f'backbone.{layer}')
-    tokens = heard[0][0] if isinstance(heard[0], tuple) else heard[0][:, 1:]
+    tokens = seen[0][0] if isinstance(seen[0], tuple) else seen[0][:, 1:]
     expected = tokens[0].square().mean(dim=1).reshape(side, side)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.std() / found.mean() > 1e-3
