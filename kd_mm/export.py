@@ -115,7 +115,7 @@ def plain_part(node: Any) -> Any:
         {'head': {'type': 'LinearClsHead', 'in_channels': 64}}
     """
     if isinstance(node, (list, tuple)):
-        return [plain_part(part) for part in node]
+        return type(node)(map(plain_part, node))
     if not isinstance(node, Mapping):
         return node
     cls = _type_of(node)
@@ -262,21 +262,29 @@ def _part_of(student: str, parts: Mapping[str, Mapping]) -> str:
     )
 
 
-def _plain_network(options: Mapping, roles: Sequence[Roles], name: str | None) -> dict:
+def _plain_network(
+    options: Mapping, roles: Sequence[Roles], name: str | None, default: Mapping | None
+) -> dict:
     """Return the config of one student of a Distiller as a model of its own.
 
     Args:
         options: Of the Distiller.
         roles: What its methods make of the students.
         name: The student; None for one network.
+        default: The preprocessor that the run gives to a model without one.
     """
     network = student_cfg(options['student'] if name is None else options['students'][name])
     if any(role.stages is not None for role in roles):
         network = deepest_only(network)
     network = network.to_dict()
-    for key in ('train_cfg', 'data_preprocessor'):
-        if options.get(key):
-            network[key] = options[key]
+    if options.get('train_cfg'):
+        network['train_cfg'] = options['train_cfg']
+    own = network.pop('data_preprocessor', None)  # of one of several students, it stays unused
+    given = options.get('data_preprocessor')
+    if own and name is None:
+        network['data_preprocessor'] = {**own, **(given or default or {})}
+    elif given:
+        network['data_preprocessor'] = given
     return network
 
 
@@ -298,7 +306,8 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     name = _choose_student(cfg, student)
     options, roles = _roles_of(cfg)
     if options is not None:
-        plain['model'] = _plain_network(options, roles, name)
+        default = plain.get('data_preprocessor')
+        plain['model'] = _plain_network(options, roles, name, default)
         optim_wrapper = plain.get('optim_wrapper') or {}
         if 'parts' in optim_wrapper:
             part = _part_of(name or SINGLE, optim_wrapper['parts'])
@@ -311,7 +320,7 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
                 plain['param_scheduler'] = plain['param_scheduler'].get(
                     part, plain['param_scheduler']
                 )
-    augments = (plain.get('data_preprocessor') or {}).get('augments', ())
+    augments = _preprocessor_of(plain).get('augments', ())
     if plain.get('train_dataloader'):
         plain['train_dataloader'] = _plain_train_dataloader(plain['train_dataloader'], augments)
     for key in ('model', 'optim_wrapper', 'val_evaluator', 'test_evaluator', 'data_preprocessor'):
@@ -333,6 +342,11 @@ def plain_cfg(cfg: Config, student: str | None = None) -> Config:
     return Config(plain)
 
 
+def _preprocessor_of(cfg: Mapping) -> Mapping:
+    """Return the config of the preprocessor of a plain model: its own, or the run's."""
+    return cfg['model'].get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+
+
 def _random_images(cfg: Config, count: int = 2) -> Tensor:
     """Return images of the shape that the config's test pipeline ends in."""
     height = width = 224
@@ -341,7 +355,7 @@ def _random_images(cfg: Config, count: int = 2) -> Tensor:
         size = transform.get('crop_size', transform.get('scale'))
         if size is not None:
             height, width = (size, size) if isinstance(size, int) else (size[1], size[0])
-    mean = (cfg.get('data_preprocessor') or {}).get('mean')
+    mean = _preprocessor_of(cfg).get('mean')
     channels = len(mean) if isinstance(mean, (list, tuple)) else 3
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, channels, height, width, generator=generator)
@@ -518,7 +532,7 @@ def export_student(
         for key in (key for key in unused if key.startswith('backbone.')):
             del state_dict[key]
     _load(network, state_dict)
-    images = _random_images(cfg, 3)
+    images = _random_images(plain, 3)
     expected = trained(images)
     difference = _check_difference(network(images), expected, TOLERANCE, 'the plain model')
     if file_format == 'onnx':

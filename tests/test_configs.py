@@ -17,6 +17,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
+from kd_mm.models.algorithms import DML
+from kd_mm.models.algorithms import FFSD as FFSDCohort
+from kd_mm.models.algorithms.base import student_cfg
+from kd_mm.models.algorithms.ffsd import DIVERSITIES, SELF_DISTILLATIONS
 from mmengine import registry as mmengine_registry
 from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo
@@ -27,12 +32,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from mmpretrain.structures import DataSample
 
-from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
 from kd_mm.export import our_types, plain_cfg, student_names
-from kd_mm.models.algorithms import DML
-from kd_mm.models.algorithms import FFSD as FFSDCohort
-from kd_mm.models.algorithms.base import student_cfg
-from kd_mm.models.algorithms.ffsd import DIVERSITIES, SELF_DISTILLATIONS
 from kd_mm.utils import register_all_modules
 from kd_mm.utils.preflight import check_types
 

@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.dataset import DefaultSampler
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    METRICS,
+    MODELS,
+    Registry,
+    init_default_scope,
+)
 from mmengine.utils import digit_version
+from mmpretrain.evaluation import Accuracy
+from mmpretrain.models.backbones import LeNet5
+from mmpretrain.models.heads import LinearClsHead
 
 from kd_mm import export
 from kd_mm.export import (
@@ -22,6 +33,7 @@ from kd_mm.export import (
     shipped_names,
     student_names,
 )
+from kd_mm.plain import Replaceable
 from kd_mm.utils.checkpoint import load_checkpoint
 from tests.conftest import REPO, run
 from tests.hostile import call_tool
@@ -88,20 +100,10 @@ def test_imports_of_others_and_of_backbones_of_ours_stay():
     assert plain_cfg(cfg).custom_imports.imports == ['kd_mm', 'another']
 
 
-@pytest.mark.parametrize(
-    ('ours', 'plain'),
-    [
-        ('BAKEHead', 'LinearClsHead'),
-        ('BAKEStackedLinearClsHead', 'StackedLinearClsHead'),
-        ('BAKEVisionTransformerClsHead', 'VisionTransformerClsHead'),
-        ('BAKEVigClsHead', 'VigClsHead'),
-        ('BAKEEfficientFormerClsHead', 'EfficientFormerClsHead'),
-        ('BAKELeViTClsHead', 'LeViTClsHead'),
-    ],
-)
-def test_each_head_becomes_mmpretrains(ours, plain):
-    nested = {'a': [{'type': f'kd_mm.{ours}', 'gather': 'local', 'topk': (1, 5)}]}
-    assert plain_part(nested) == {'a': [{'type': plain, 'topk': (1, 5)}]}
+def test_a_head_that_distils_becomes_mmpretrains():
+    head = {'type': 'kd_mm.BAKEHead', 'gather': 'local', 'group_size': None, 'topk': (1, 5)}
+    plain = {'a': [{'type': 'LinearClsHead', 'topk': (1, 5)}]}
+    assert plain_part({'a': [head]}) == plain
 
 
 def test_writes_weights_that_load_without_trust_and_answer_alike(tmp_path):
@@ -219,6 +221,135 @@ def test_each_student_is_exported_alone(tmp_path):
         assert all(torch.equal(saved[key], value) for key, value in expected.items())
 
 
+MEAN = {'mean': [1.0], 'std': [2.0], 'to_rgb': False}
+MIXUP = {'augments': [{'type': 'Mixup', 'alpha': 0.8}]}
+
+
+@pytest.mark.parametrize('place', ['of the student', 'of the model'])
+def test_one_network_alone_becomes_the_plain_one(tmp_path, place):
+    """A recipe of mmpretrain's, which ``kd_mm.BAKE`` takes as its student."""
+    recipe = config(head={'type': 'LinearClsHead'}).model.to_dict()
+    del recipe['head']['omega']
+    more = {'train_cfg': MIXUP, 'data_preprocessor': MEAN}
+    student, own = ({**recipe, **more}, {}) if place == 'of the student' else (recipe, more)
+    cfg = config(model={'type': 'kd_mm.BAKE', 'omega': 0.9, 'student': student, **own})
+    cfg.pop('data_preprocessor')
+    state = weights(cfg)
+    assert student_names(cfg) == shipped_names(cfg) == []
+    done = export_student(cfg, state, tmp_path)
+    assert (done.difference, done.needs) == (0, ())
+    plain = Config.fromfile(done.config)
+    assert 'kd_mm' not in plain.pretty_text
+    assert plain.model.to_dict() == {**recipe, **more}
+    saved = torch.load(done.weights, weights_only=True)['state_dict']
+    MODELS.build({**plain.model, '_scope_': 'mmpretrain'}).load_state_dict(saved)
+    assert all(torch.equal(saved[key], value) for key, value in state.items())
+    with pytest.raises(ValueError, match="trains one network, so there is no student 'student'"):
+        export_student(cfg, state, tmp_path, student='student')
+
+
+def test_the_preprocessor_of_one_network_is_that_of_its_training():
+    """Its own, changed by the model's, or by the one that the run gives."""
+    recipe = {**config().model.to_dict(), 'data_preprocessor': {**MEAN, 'num_classes': 3}}
+    model = {'type': 'kd_mm.Distiller', 'student': recipe}
+    given = {'mean': [5.0]}
+    for cfg in (
+        config(model={**model, 'data_preprocessor': given}),
+        config(model=model, data_preprocessor=given),
+    ):
+        trained = {'data_preprocessor': cfg.data_preprocessor, **cfg.model}
+        preprocessor = MODELS.build(trained).data_preprocessor
+        plain = plain_cfg(cfg).model
+        assert plain.data_preprocessor == {**MEAN, **given, 'num_classes': 3}
+        found = MODELS.build({**plain, '_scope_': 'mmpretrain'}).data_preprocessor
+        assert (found.mean.item(), found.std.item()) == (5.0, 2.0)
+        assert (preprocessor.mean.item(), preprocessor.std.item()) == (5.0, 2.0)
+
+
+def test_the_preprocessor_of_a_cohort_is_that_of_its_students():
+    cfg = cohort()
+    crop = {'type': 'kd_mm.BatchRandomCrop', 'crop_size': 28, 'padding': 2}
+    cfg.model.data_preprocessor = {'type': 'kd_mm.CohortDataPreprocessor', **MEAN}
+    cfg.model.data_preprocessor.augments = [crop]
+    cfg.model.train_cfg = MIXUP
+    cfg.model.students.a.data_preprocessor = {'mean': [9.0]}  # which training leaves aside
+    cfg.train_dataloader.dataset.dataset.pipeline.pop(0)
+    plain = plain_cfg(cfg, 'a')
+    assert 'kd_mm' not in plain.pretty_text
+    assert plain.model.data_preprocessor == MEAN
+    assert plain.model.train_cfg == MIXUP
+    steps = plain.train_dataloader.dataset.pipeline
+    assert [step.type for step in steps] == ['RandomCrop', 'PackInputs']
+
+
+# A project of its own that extends kd_mm, under its own prefix.
+PROJECT = {
+    root.name: Registry(root.name, parent=root, scope='kd_project')
+    for root in (MODELS, DATA_SAMPLERS, METRICS)
+}
+
+
+class Plainly(Replaceable):
+    """Names what takes its place, without its own option."""
+
+    @classmethod
+    def plain(cls, cfg):
+        kept = {key: value for key, value in cfg.items() if key != 'strength'}
+        return {**kept, 'type': cls.__bases__[1].__name__}
+
+
+@PROJECT['model'].register_module()
+class Head(Plainly, LinearClsHead):
+    def __init__(self, strength, **kwargs):
+        super().__init__(**kwargs)
+
+
+@PROJECT['data sampler'].register_module()
+class Sampler(Plainly, DefaultSampler):
+    pass
+
+
+@PROJECT['metric'].register_module()
+class Metric(Plainly, Accuracy):
+    pass
+
+
+@PROJECT['model'].register_module()
+class OwnBackbone(LeNet5):
+    pass
+
+
+def test_what_a_project_derives_from_ours_is_replaced_too(tmp_path):
+    for model in (
+        config().model,
+        {'type': 'kd_mm.BAKE', 'student': config().model},
+        {'type': 'kd_mm.DML', 'students': {'a': config().model, 'b': config().model}},
+    ):
+        cfg = config(model=model)
+        students = cfg.model.get('students') or {'': cfg.model.get('student') or cfg.model}
+        for student in students.values():
+            del student.head['omega']
+            student.head.update(type='kd_project.Head', strength=3)
+        cfg.train_dataloader.sampler = {'type': 'kd_project.Sampler', 'strength': 1, 'seed': 5}
+        cfg.val_evaluator = cfg.test_evaluator = {'type': 'kd_project.Metric', 'topk': (1, 2)}
+        done = export_student(cfg, weights(cfg), tmp_path)
+        assert (done.difference, done.needs) == (0, ())
+        plain = Config.fromfile(done.config)
+        assert 'kd_' not in plain.pretty_text
+        head = {'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 120}
+        assert plain.model.head == head
+        assert plain.train_dataloader.sampler == {'type': 'DefaultSampler', 'seed': 5}
+        accuracy = {'type': 'Accuracy', 'topk': (1, 2)}
+        assert plain.val_evaluator == plain.test_evaluator == accuracy
+
+
+def test_what_a_project_does_not_replace_stays(tmp_path):
+    cfg = config()
+    cfg.model.backbone.type = 'kd_project.OwnBackbone'
+    done = export_student(cfg, weights(cfg), tmp_path)
+    assert Config.fromfile(done.config).model.backbone == {'type': 'kd_project.OwnBackbone'}
+
+
 def test_a_student_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="student must be one of a, b, but got 'c'"):
         export_student(cohort(), {}, tmp_path, student='c')
@@ -230,7 +361,7 @@ def test_plain_config_has_none_of_a_cohorts_hooks_and_metrics():
     cfg = cohort()
     cfg.default_hooks = {
         'timer': {'type': 'IterTimerHook'},
-        'ramp': {'type': 'kd_mm.LossWeightRampHook', 'names': ['loss_weight']},
+        'distiller': {'type': 'kd_mm.DistillerHook'},
         'checkpoint': {'type': 'CheckpointHook', 'save_best': 'a/accuracy/top1'},
     }
     cfg.val_evaluator['any_right'] = True
@@ -287,8 +418,11 @@ def ffsd(backbone, width, **settings):
         optim_wrapper={
             'constructor': 'kd_mm.JointOptimWrapperConstructor',
             'parts': {
-                'fusion': {'prefix': 'fusion', 'optimizer': {'type': 'SGD', 'lr': 0.2}},
-                'networks': {'prefix': ['students', 'decoder'], 'optimizer': sgd},
+                'fusion': {
+                    'prefix': 'methods.ffsd.fusion',
+                    'optimizer': {'type': 'SGD', 'lr': 0.2},
+                },
+                'networks': {'prefix': ['students', 'methods.ffsd.decoder'], 'optimizer': sgd},
             },
         },
         param_scheduler={'networks': [{'type': 'StepLR'}], 'fusion': [{'type': 'ConstantLR'}]},
@@ -325,7 +459,8 @@ def test_a_leader_leaves_all_that_helped_it_behind(tmp_path, backbone, width, na
     prefix = f'students.{name or "leader"}.'
     assert all(torch.equal(value, state[prefix + key]) for key, value in saved.items())
     beside = [key for key in state if not key.startswith('students.')]
-    assert {key.split('.')[0] for key in beside} == {'fusion', 'decoder', 'self_distillation'}
+    necks = {f'methods.ffsd.{name}' for name in ('fusion', 'decoder', 'self_distillation')}
+    assert {'.'.join(key.split('.')[:3]) for key in beside} == necks
     assert not any('fusion' in key or 'decoder' in key or 'distill' in key for key in saved)
 
 
@@ -343,7 +478,7 @@ def test_a_student_that_no_part_trains_is_refused():
     cfg = ffsd(
         {'type': 'kd_mm.CIFARResNet', 'depth': 8, 'in_channels': 1, 'out_indices': (0, 1, 2)}, 64
     )
-    cfg.optim_wrapper.parts.networks.prefix = ['students.leader', 'decoder']
+    cfg.optim_wrapper.parts.networks.prefix = ['students.leader', 'methods.ffsd.decoder']
     with pytest.raises(ValueError, match='must train student student1'):
         plain_cfg(cfg, 'student1')
 

@@ -18,9 +18,9 @@ shallow to deep, logits z, and R its self-distillation neck:
 - each neck R: :math:`\lambda_{sd} \sum_{i<s} d(R^i, F^i)` as ``loss_neck_feature`` and
   :math:`\lambda_{sd} \sum_{i<s} d(att(R^i), att(F^i))` as ``loss_neck_attention``.
 
-:math:`G(R, F, X) = \sum_{i<s} d(att(F^i), att(R^i(X)))` with R in evaluation mode. What is a target
-in a term, the input of the fusion and that of R are detached, so that the sum of all terms gives
-each parameter the gradient that it gets in the released code's separate backward passes.
+:math:`G(R, F, X) = \sum_{i<s} d(att(F^i), att(R^i(X)))` with R in evaluation mode. What is a
+target in a term, the input of the fusion and that of R are detached, so that the sum of all terms
+gives each parameter the gradient that it gets in the released code's separate backward passes.
 """
 
 from collections.abc import Sequence

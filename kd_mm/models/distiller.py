@@ -32,8 +32,8 @@ from .heads.distilling_head import DistillingHead
 from .networks import (
     EmbeddingTap,
     build_network,
-    check_recomputation,
     check_names,
+    check_recomputation,
     deepest_only,
     equal_weights,
     evaluating,

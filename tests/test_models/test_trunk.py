@@ -43,7 +43,11 @@ def student(backbone, width):
         'type': 'ImageClassifier',
         'backbone': backbone,
         'neck': neck,
-        'head': {'type': 'LinearClsHead', 'num_classes': contract.NUM_CLASSES, 'in_channels': width},
+        'head': {
+            'type': 'LinearClsHead',
+            'num_classes': contract.NUM_CLASSES,
+            'in_channels': width,
+        },
     }
 
 

@@ -484,7 +484,7 @@ COHORTS = [
     row(
         'target',
         f'train minlogit.py {SET} model.target=minlogit',
-        "one of naive, linear, min_logit, general, but got 'minlogit'",
+        "one of 'naive', 'linear', 'min_logit', 'general', but got 'minlogit'",
     ),
     row('naive-cold', f'train naive.py {SET} model.temperature=0', HOT.format(0)),
     row('linear-nan', f'train linear.py {SET} model.temperature=nan', HOT.format('nan')),
@@ -545,7 +545,7 @@ COHORTS = [
             ('a.b', "must be a word without dots, but got '{}'; it is part of keys"),
             ('', "must be a word without dots, but got '{}'; it is part of keys"),
             ('ensemble', "as the metric calls its own rows, but got '{}'"),
-            ('keys', "must not be called .* but got '{}'; choose another name"),
+            ('keys', "must not have the name of .* but got '{}'; choose another name"),
         )
     ),
     row(
@@ -570,7 +570,7 @@ COHORTS = [
     row(
         'student-of-another-kind',
         f'train minlogit.py {SET} model.students.wrn16_1.type=SimCLR',
-        'students must be classifiers, .* but wrn16_1 is a SimCLR; set model.students.wrn16_1',
+        'must be classifiers, .* but wrn16_1 is a SimCLR; set model.students.wrn16_1',
     ),
     row(
         'student-classes',
@@ -636,7 +636,9 @@ COHORTS = [
     ),
     row('deploy', f'train minlogit.py {SET} model.deploy=a', "resnet20, wrn16_1, but got 'a'"),
     row(
-        'views', f'train minlogit.py {SET} model.views=each', "shared, per_student, but got 'each'"
+        'views',
+        f'train minlogit.py {SET} model.views=each',
+        "'shared', 'per_student' or a number of at least 2, but got 'each'",
     ),
     row(
         'views-three',
@@ -677,7 +679,7 @@ COHORTS = [
     ),
 ]
 LEADER = 'model = dict(students=dict(leader=dict(backbone=dict(out_indices={}))))'
-HELD = 'default_hooks = dict(generalization_weights=dict(pipeline={}))'
+HELD = 'default_hooks = dict(distiller=dict(held_out_pipeline={}))'
 FFSD = [
     row(
         'leader',
@@ -710,7 +712,7 @@ FFSD = [
     row(
         'ffsd-two',
         'train row.py',
-        'at least two beside the leader, but got student1; add one to model.students',
+        'at least two next to the leader, but got student1; add one to model.students',
         'ffsd',
         'model = dict(\n    students=dict(\n        _delete_=True,\n'
         '        student1=_base_.model.students.student1,\n'
@@ -727,7 +729,9 @@ FFSD = [
         LEADER.format('(0, 2)'),
     ),
     row(
-        'img_size', f'train ffsd.py {SET} model.img_size=0', 'pixels of at least 1, but got 0; set'
+        'img_size',
+        f'train ffsd.py {SET} model.img_size=0',
+        'img_size must be an integer of at least 1, but got 0',
     ),
     row(
         'norm_cfg',
@@ -741,6 +745,35 @@ FFSD = [
         f'train ffsd.py {SET} model.norm_cfg.type=BatchNorm',
         r'model\.norm_cfg: no BatchNorm is registered; did you mean',
     ),
+]
+SCHEDULES = [
+    row(f'ramp-{name}', f'train {config} {SET} {change}', sentence)
+    for name, config, change, sentence in (
+        (
+            'epochs',
+            'ffsd.py',
+            'model.fusion_weight.epochs=-1',
+            'epochs must be an integer of at least 1, but got -1',
+        ),
+        (
+            'value',
+            'ffsd.py',
+            'model.fusion_weight.value=-1',
+            'value must be finite and at least 0, but got -1',
+        ),
+        (
+            'type',
+            'ffsd.py',
+            'model.fusion_weight.type=kd_mm.SigmoidRampp',
+            r'model\.fusion_weight: kd_mm has no SigmoidRampp; did you mean SigmoidRamp\?',
+        ),
+        (
+            'other',
+            'ffsd.py',
+            'model.fusion_weight.type=kd_mm.KDCL',
+            r'model\.fusion_weight: kd_mm\.KDCL has no option epochs; there are',
+        ),
+    )
 ]
 GENERAL = [
     *(
@@ -756,9 +789,9 @@ GENERAL = [
         )
     ),
     row(
-        'general-no-hook',
+        'general-no-hold-out',
         f'train minlogit.py {SET} model.target=general',
-        r"needs a hook that .* there is none; add dict\(type='kd_mm.GeneralizationWeightsHook'",
+        r"must be dict\(type='kd_mm.HoldOut', part='train', .* but got \{'type': 'kd_mm.Digits'\}",
     ),
     row(
         'general-views',
@@ -775,21 +808,16 @@ GENERAL = [
         HELD.format("[dict(type='Resize', scale=16)]"),
     ),
     row(
-        'general-neither',
+        'general-both',
         'train row.py',
-        'either a pipeline or a dataloader, but got neither; give it pipeline=test_pipeline',
+        'either a held_out_pipeline or a held_out_dataloader, but got both; leave one of them out',
         'general',
-        HELD.format('None'),
-    ),
-    row(
-        'general-elsewhere',
-        f'train general.py {SET} model.target=naive',
-        r"but got KDCL\(target='naive'\); set model\.target='general' or remove the hook",
+        HELD.format('[], held_out_dataloader=dict()'),
     ),
     row(
         'general-by-iteration',
         'train row.py',
-        'acts after each epoch, but .* IterBasedTrainLoop; use train_cfg=dict',
+        'acts on held-out images after each epoch, but .* IterBasedTrainLoop; use train_cfg=dict',
         'general',
         'train_cfg = dict(_delete_=True, by_epoch=False, max_iters=2)',
     ),
@@ -797,27 +825,6 @@ GENERAL = [
 HOOKS = [
     row(name, 'train row.py', sentence, config, f'custom_hooks = [dict(type={type_!r}{more})]')
     for name, config, type_, more, sentence in (
-        (
-            'ramp-nothing',
-            'ffsd',
-            'kd_mm.LossWeightRampHook',
-            ", names=['fusion_wieght']",
-            "names of numbers in FFSD, but 'fusion_wieght' is none; give the path",
-        ),
-        (
-            'ramp-epochs',
-            'ffsd',
-            'kd_mm.LossWeightRampHook',
-            ", names=['fusion_weight'], ramp_epochs=-1",
-            'ramp_epochs must be an integer of at least 1, got -1',
-        ),
-        (
-            'ramp-names',
-            'dml',
-            'kd_mm.LossWeightRampHook',
-            ", names='loss_weight'",
-            r"must list attributes .*\['diversity_weight'\], but got 'loss_weight'",
-        ),
         (
             'guard',
             'plain',
@@ -877,7 +884,7 @@ RUNS = [
             (
                 'orphan',
                 "parts=dict(networks=dict(prefix='students'))",
-                'exactly one of .* but decoder.* are in none; add a part, such as',
+                r'exactly one of .* but methods\.ffsd\.decoder.* are in none; add a part, such as',
             ),
             (
                 'twice',
@@ -887,7 +894,7 @@ RUNS = [
             (
                 'nobody',
                 "parts=dict(fusion=dict(prefix='fussion'))",
-                "must name a module of the model, but got 'fussion'; did you mean fusion",
+                "must name a module of the model, but got 'fussion'; did you mean methods.ffsd.fusion",
             ),
             (
                 'no-optimizer',
@@ -1356,7 +1363,7 @@ PICTURES = [
     row(
         'affinity-plain',
         'affinity plain.py plain.pth',
-        'affinities need a BAKE head, but Image',
+        'affinities need a method by which images learn from each other, but Image',
     ),
     row('affinity-index', 'affinity bake.py plain.pth --index 16', 'shown, 0 to 15, but got 16'),
     row('views-seed', 'views bake.py --seed -1', '--seed must be at least 0, but got -1'),
@@ -1374,6 +1381,7 @@ ROWS = [
     *COHORTS,
     *FFSD,
     *GENERAL,
+    *SCHEDULES,
     *HOOKS,
     *RUNS,
     *DATA,

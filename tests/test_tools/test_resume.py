@@ -43,7 +43,8 @@ train_dataloader = dict(
     loader, dataset=dict(num_per_class=3, dataset=dict(indices=96, pipeline=views))
 )
 depths = dict(resnet20=dict(backbone=dict(depth=8)), wrn16_1=dict(backbone=dict(depth=10)))
-model = dict(train_cfg=mixup, students=depths)
+ramp = dict(_delete_=True, type='kd_mm.SigmoidRamp', epochs=4)
+model = dict(train_cfg=mixup, students=depths, loss_weight=ramp)
 optim_wrapper = dict(
     _delete_=True,
     constructor='kd_mm.JointOptimWrapperConstructor',
@@ -51,9 +52,6 @@ optim_wrapper = dict(
         resnet20=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
         wrn16_1=dict(optimizer=dict(type='Adam', lr=0.002)),
     ),
-)
-default_hooks.update(
-    ramp=dict(type='kd_mm.LossWeightRampHook', names=['loss_weight'], ramp_epochs=4)
 )
 """
 FFSD = """

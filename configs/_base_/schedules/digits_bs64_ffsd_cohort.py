@@ -5,7 +5,9 @@ optim_wrapper = dict(
     _delete_=True,
     constructor='kd_mm.JointOptimWrapperConstructor',
     parts=dict(
-        networks=dict(prefix=['students', 'methods.ffsd.decoder'], optimizer=_base_.optim_wrapper.optimizer),
+        networks=dict(
+            prefix=['students', 'methods.ffsd.decoder'], optimizer=_base_.optim_wrapper.optimizer
+        ),
         fusion=dict(
             prefix='methods.ffsd.fusion',
             optimizer=dict(_base_.optim_wrapper.optimizer, weight_decay=1e-5),

@@ -171,6 +171,9 @@ def _module(known: dict[str, nn.Module | None], prefix: str, part: str) -> nn.Mo
     if prefix in known:
         return known[prefix]
     near = difflib.get_close_matches(prefix, known, n=1)
+    if not near:  # the module may lie deeper than the prefix says
+        last = {name.rpartition('.')[2]: name for name in known if name.count('.') < 3}
+        near = [last[word] for word in difflib.get_close_matches(prefix, last, n=1)]
     above = prefix.rpartition('.')[0]
     beside = [name for name in known if name and name.rpartition('.')[0] == above]
     hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(beside) or "none"}'
