@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -515,7 +516,7 @@ def export_student(
     name = _choose_student(cfg, student)
     plain = plain_cfg(cfg, name)
     with explained('the model cannot be built', 'use the config that was dumped beside it'):
-        trained, network = (MODELS.build(c.model).eval() for c in (cfg, plain))
+        trained, network = (MODELS.build(deepcopy(c.model)).eval() for c in (cfg, plain))
     _load(trained, state_dict)
     if isinstance(trained, Distiller):
         state_dict = trained.state_dict(keep_vars=True)

@@ -17,13 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
-from kd_mm.models.algorithms import DML
-from kd_mm.models.algorithms import FFSD as FFSDCohort
-from kd_mm.models.algorithms.base import student_cfg
-from kd_mm.models.algorithms.ffsd import DIVERSITIES, SELF_DISTILLATIONS
 from mmengine import registry as mmengine_registry
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import _get_cfg_metainfo
 from mmengine.dataset import Compose
 from mmengine.hub import get_config
@@ -32,8 +27,14 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner.checkpoint import load_checkpoint
 from mmpretrain.structures import DataSample
 
+import kd_mm.registry
+from kd_mm.engine.hooks import DistillerHook
 from kd_mm.export import our_types, plain_cfg, student_names
+from kd_mm.methods import FFSD as FFSDMethod
+from kd_mm.methods.ffsd import DIVERSITIES, SELF_DISTILLATIONS
+from kd_mm.models.networks import student_cfg
 from kd_mm.utils import register_all_modules
+from kd_mm.utils.dry_run import set_last_epoch
 from kd_mm.utils.preflight import check_types
 
 from .conftest import REPO, run_tool
@@ -333,7 +334,9 @@ def flatten(node, prefix=''):
 def build_model(cfg):
     """Build the model as the Runner does."""
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    return mmengine_registry.MODELS.build(cfg.model)
+    model = mmengine_registry.MODELS.build(cfg.model)
+    set_last_epoch(model, num_images=1)
+    return model
 
 
 # The set
@@ -446,10 +449,12 @@ def test_ffsd_trains_each_network_as_its_vanilla_config_does(path):
         assert unscoped(cfg.optim_wrapper) == {
             'constructor': 'kd_mm.JointOptimWrapperConstructor',
             'parts': {
-                'networks': dict(prefix=['students', 'decoder'], optimizer=plain),
-                'fusion': dict(prefix='fusion', optimizer=dict(plain, weight_decay=1e-5)),
+                'networks': dict(prefix=['students', 'methods.ffsd.decoder'], optimizer=plain),
+                'fusion': dict(
+                    prefix='methods.ffsd.fusion', optimizer=dict(plain, weight_decay=1e-5)
+                ),
                 'self_distillation': dict(
-                    prefix='self_distillation',
+                    prefix='methods.ffsd.self_distillation',
                     optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-4),
                 ),
             },
@@ -545,7 +550,8 @@ def test_base_names_are_unique_and_plain():
 @pytest.mark.parametrize('path', PATHS)
 def test_types_of_ours_have_the_prefix_and_resolve(path):
     cfg = load(path).to_dict()
-    registries = [r for r in vars(mmengine_registry).values() if isinstance(r, Registry)]
+    modules = (mmengine_registry, kd_mm.registry)
+    registries = [r for m in modules for r in vars(m).values() if isinstance(r, Registry)]
     ours = {node['type'] for _, node in typed(cfg) if node['type'].startswith('kd_mm.')}
     assert {'kd_mm.LossGuardHook', 'kd_mm.LearningCurveHook', 'kd_mm.ExportHook'} <= ours
     for name in ours:
@@ -706,14 +712,15 @@ def test_kdcl_settings_are_the_published_ones(path):
     assert [v.num_views for v in views] == ([] if shared else [len(students)])
 
     general = 'general' in method
-    assert ('generalization_weights' in cfg.default_hooks) == general
     assert (train_set.type == 'kd_mm.HoldOut') == general
     if general:
-        hook = cfg.default_hooks.generalization_weights
-        assert hook.type == 'kd_mm.GeneralizationWeightsHook'
         assert (train_set.part, train_set.num_per_class) == ('train', HELD_OUT[data])
         # Prepared as the images of the validation.
-        assert unscoped(hook.pipeline) == unscoped(cfg.val_dataloader.dataset.pipeline)
+        hook = DistillerHook()
+        held_out = hook.held_out_cfg(cfg.train_dataloader, cfg.val_dataloader)['dataset']
+        assert held_out['part'] == 'held_out'
+        pipeline = cfg.val_dataloader.dataset.pipeline
+        assert unscoped(unwrapped(ConfigDict(held_out)).pipeline) == unscoped(pipeline)
 
     for name in ('val_evaluator', 'test_evaluator'):
         assert cfg[name].type == 'kd_mm.CohortAccuracy'
@@ -724,21 +731,22 @@ def test_kdcl_settings_are_the_published_ones(path):
 def test_ffsd_settings_are_the_published_ones(path, no_initialisation):
     cfg, word = load(path), ablation(path)
     model = build_model(cfg)
-    assert model.temperature == 2.0
+    (method,) = model.methods.values()
+    assert method.temperature == 2.0
     assert model.views == 'shared'
     assert model.deploy == ('student1' if leaderless(path) else 'leader')
-    ramp = cfg.default_hooks.get('loss_weight_ramp')
     if word is None:
-        assert (type(model), model.loss_weight, ramp) == (DML, 1.0, None)
+        assert (list(model.methods), cfg.model.get('loss_weight', 1.0)) == (['dml'], 1.0)
     else:
-        assert isinstance(model, FFSDCohort)
-        assert len(model.common) == num_common(path)
-        assert model.leader == (None if leaderless(path) else 'leader')
-        assert (model.diversity, model.taught, model.fusion is not None) == ABLATIONS[word]
-        assert (model.decoder is None) == (leaderless(path) or word == 'no-fusion')
-        weights = ('diversity_weight', 'fusion_weight', 'self_distillation_weight')
-        assert [getattr(model, name) for name in weights] == [1e-5, 10.0, 1000.0]
-        assert ramp == dict(type='kd_mm.LossWeightRampHook', names=list(weights), ramp_epochs=5)
+        assert isinstance(method, FFSDMethod)
+        assert len(method.common) == num_common(path)
+        assert method.leader == (None if leaderless(path) else 'leader')
+        assert (method.diversity, method.taught, method.fusion is not None) == ABLATIONS[word]
+        assert (method.decoder is None) == (leaderless(path) or word == 'no-fusion')
+        weights = {'diversity': 1e-5, 'fusion': 10.0, 'self_distillation': 1000.0}
+        for name, value in weights.items():
+            ramp = dict(type='kd_mm.SigmoidRamp', value=value, epochs=5)
+            assert unscoped(cfg.model[f'{name}_weight']) == ramp
     for name in ('val_evaluator', 'test_evaluator'):
         metric = unscoped(cfg[name])
         assert metric.pop('topk', [1]) == ([1, 5] if parse(path)[3] == 'in1k' else [1])
@@ -749,8 +757,8 @@ def test_ffsd_settings_are_the_published_ones(path, no_initialisation):
 
 def test_general_trains_on_the_rest_of_the_digits():
     cfg = load('kdcl/kdcl-general_resnet20-wrn16-1_1xb64_digits.py')
-    pipeline = cfg.default_hooks.generalization_weights.pipeline
-    loaders = (cfg.train_dataloader, held_out_dataloader(cfg.train_dataloader, pipeline))
+    held_out = DistillerHook().held_out_cfg(cfg.train_dataloader, cfg.val_dataloader)
+    loaders = (cfg.train_dataloader, held_out)
     sizes = [len(mmengine_registry.DATASETS.build(loader['dataset'])) for loader in loaders]
     assert sizes == [1198 - 10 * 10, 10 * 10]
 
@@ -1210,7 +1218,8 @@ def test_ffsd_loss_step_reaches_every_parameter_and_its_optimizer(path):
     }
     assert len(part_of) == len(parameters)
     for name, p in parameters.items():
-        assert part_of[id(p)] == name.split('.')[0].replace('decoder', 'students')
+        owner = name.removeprefix('methods.ffsd.').split('.')[0]
+        assert part_of[id(p)] == owner.replace('decoder', 'students')
 
 
 def test_224_px_checkpoint_starts_the_384_px_run(tmp_path, no_initialisation):
@@ -1403,18 +1412,18 @@ def test_readme_ffsd_cohorts_work(tmp_path, no_initialisation):
         check_types(cfgs[name].to_dict())
         models[name] = build_model(deepcopy(cfgs[name]))
         assert models[name].deploy == 'leader'
-        assert models[name].common == ('student1', 'student2')
+        ffsd = models[name].methods['ffsd']
+        assert ffsd.common == ('student1', 'student2')
         assert cfgs[name].val_evaluator.any_right is True
         # Four stages, from each to the one before.
-        assert [len(n.blocks) for n in models[name].self_distillation.values()] == [3, 3]
-    widths = {name: model.fusion.fc.in_features for name, model in models.items()}
+        assert [len(n.blocks) for n in ffsd.self_distillation.values()] == [3, 3]
+    widths = {name: model.methods['ffsd'].fusion.fc.in_features for name, model in models.items()}
     assert widths == {'mine': 512, 'parts': 512, 'swin': 768, 'bake': 512}
 
     wrapper = build_optim_wrapper(models['parts'], cfgs['parts'].optim_wrapper)
     lrs = {'networks.lr': [0.1], 'fusion.lr': [0.1], 'self_distillation.lr': [1e-3]}
     assert wrapper.get_lr() == lrs
-    hook = mmengine_registry.HOOKS.build(cfgs['parts'].default_hooks.loss_weight_ramp)
-    assert all(isinstance(getattr(models['parts'], name), float) for name in hook.names)
+    assert models['parts'].methods['ffsd'].fusion_weight.epochs == 5
     assert len(models['swin'].data_preprocessor.batch_augments.augments) == 2
     heads = {n: type(s.head).__name__ for n, s in models['bake'].students.items()}
     plain = 'LinearClsHead'

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kd_mm.engine.hooks.generalization_weights_hook import held_out_dataloader
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, RepeatDataset
 from mmengine.registry import DefaultScope
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from kd_mm.datasets import ClassInstanceSampler, Digits, HoldOut, InMemory, get_labels
 from kd_mm.datasets.in_memory import batch_collate
 from kd_mm.datasets.labels import index_labels
+from kd_mm.engine.hooks.distiller_hook import held_out_dataloader
 from kd_mm.utils.preflight import check_config, check_dataloader, check_types
 
 PIPELINE = [dict(type='Resize', scale=16), dict(type='PackInputs')]

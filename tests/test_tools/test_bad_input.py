@@ -894,7 +894,7 @@ RUNS = [
             (
                 'nobody',
                 "parts=dict(fusion=dict(prefix='fussion'))",
-                "must name a module of the model, but got 'fussion'; did you mean methods.ffsd.fusion",
+                "but got 'fussion'; did you mean methods.ffsd.fusion",
             ),
             (
                 'no-optimizer',
