@@ -172,6 +172,7 @@ def test_a_run_has_each_hook_that_it_needs_once(monkeypatch, tmp_path):
     needed = {
         'CheckpointGuardHook',
         'CompileHook',
+        'DistillerHook',
         'LossGuardHook',
         'SafeCheckpointHook',
         'SeedHook',

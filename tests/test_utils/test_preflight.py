@@ -341,6 +341,15 @@ def test_good_cohorts_pass():
     check_config(cfg, (TRAIN,))  # plain training
 
 
+def test_held_out_images_are_read_as_those_of_the_test_where_nothing_validates():
+    cfg = Config.fromfile(REPO / GENERAL)
+    cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    check_config(cfg, (TRAIN,))
+    cfg.update(test_dataloader=None, test_cfg=None, test_evaluator=None)
+    with pytest.raises(ValueError, match=r'no val_dataloader .*; give kd_mm.DistillerHook a held'):
+        check_config(cfg, (TRAIN,))
+
+
 @pytest.mark.parametrize('config', [DIGITS, GENERAL, 'configs/ffsd/ffsd_resnet20_1xb64_digits.py'])
 def test_good_configs_pass_where_another_project_inherits_them(config):
     # MMEngine then marks each variable's types as ours, also the pipeline's, which are not.
