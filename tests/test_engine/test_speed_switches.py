@@ -198,7 +198,7 @@ def test_terms_compile_as_a_whole_with_the_same_values_and_gradients(method):
     assert counters['stats']['unique_graphs'] > 0
 
 
-def test_activations_may_be_computed_anew_in_a_compiled_step():
+def test_activations_may_be_recomputed_in_a_compiled_step():
     torch.compiler.reset()
     found = []
     for compiled in (False, True):

@@ -8,6 +8,7 @@ from mmpretrain.models.heads import LinearClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from kd_mm.checks import check_weight
 from kd_mm.methods.bake import BAKE
 from kd_mm.methods.base import Relations, Seen, Step, labels_of
 from kd_mm.registry import MODELS
@@ -59,6 +60,7 @@ class BAKEHead(DistillingHead, LinearClsHead):
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_weight('loss_weight', loss_weight)  # a head alone has no clock for a schedule
         self.bake = BAKE(omega, temperature, loss_weight, gather, group_size)
 
     @classmethod
