@@ -130,10 +130,8 @@ class FFSD(Method):
             cls = MODELS.get(f'kd_mm.{kind}')
             return cls(*args, norm_cfg=self.norm_cfg) if wanted else None
 
-        necks = {
-            name: neck('SelfDistillationNeck', [channels for channels, _, _ in shapes[name]])
-            for name in self.taught
-        }
+        channels = {name: [shape[0] for shape in shapes[name]] for name in self.taught}
+        necks = {name: neck('SelfDistillationNeck', channels[name]) for name in self.taught}
         decodes = self.has_fusion and self.leader is not None
         parts = {
             'self_distillation': ModuleDict(necks) if necks else None,

@@ -224,3 +224,33 @@ def test_an_average_of_the_model_goes_with_a_memory(tmp_path, update_buffers):
     state = torch.load(tmp_path / 'ema' / 'epoch_2.pth', weights_only=False)
     assert state['state_dict']['methods.pastlabels.memory.filled'].all()
     assert 'module.backbone.conv1.weight' in state['ema_state_dict']
+
+
+def test_the_memory_is_exact_after_a_stop_in_the_middle_of_an_epoch(tmp_path):
+    """Three iterations per epoch; the run dies in the fifth, and the last checkpoint is older."""
+    hooks = {
+        'distiller': {'type': 'kd_mm.DistillerHook'},
+        'checkpoint': {'type': 'CheckpointHook', 'interval': 2, 'by_epoch': False},
+        'seed': {'type': 'kd_mm.SeedHook'},
+        'safe_checkpoints': {'type': 'kd_mm.SafeCheckpointHook'},
+    }
+    states = []
+    for name in ('whole', 'stopped'):
+        run = contract.runner(PAST, tmp_path / name, default_hooks=hooks)
+        if name == 'stopped':
+            step, calls = run.model.train_step, []
+
+            def dies(data, optim_wrapper, step=step, calls=calls):
+                calls.append(1)
+                if len(calls) == 5:
+                    raise RuntimeError('killed')
+                return step(data, optim_wrapper)
+
+            run.model.train_step = dies
+            with pytest.raises(RuntimeError, match='killed'):
+                run.train()
+            run = contract.runner(PAST, tmp_path / name, default_hooks=hooks, resume=True)
+        run.train()
+        assert run.iter == 6
+        states.append(run.model.state_dict())
+    torch.testing.assert_close(dict(states[1]), dict(states[0]), rtol=0, atol=0)
