@@ -158,7 +158,7 @@ class FFSD(Method):
         if self.leader is not None:
             own = mean_logit_kl(logits[self.leader], teacher, temperature)
             losses[f'{self.leader}/loss_kd'] = own
-            losses |= self._leader_losses(self.fusion_weight(step.clock), looks, fused)
+            losses.update(self._leader_losses(self.fusion_weight(step.clock), looks, fused))
         # Last: the necks' statistics change here, and guidance comes from those before. Their
         # backward pass, then the first, frees what they keep before other gradients need room.
         for name in self.taught:

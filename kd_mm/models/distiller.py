@@ -404,7 +404,7 @@ class Distiller(BaseModel):
         head = getattr(self.students[name], 'head', None)
         if isinstance(head, DistillingHead):
             terms = head.terms(step._replace(students={name: views}))
-            losses |= {key.removeprefix(f'{name}/'): value for key, value in terms.items()}
+            losses.update({k.removeprefix(f'{name}/'): value for k, value in terms.items()})
         return losses
 
     def _step(self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]) -> Step:

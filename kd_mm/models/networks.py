@@ -377,7 +377,8 @@ def own_losses(
     if isinstance(head, ClsHead) and head.cal_acc:
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
         accuracies = Accuracy.calculate(seen.logits, classes, topk=head.topk)
-        losses |= {f'accuracy_top-{k}': a for k, a in zip(head.topk, accuracies, strict=True)}
+        found = zip(head.topk, accuracies, strict=True)
+        losses.update({f'accuracy_top-{k}': accuracy for k, accuracy in found})
     return losses
 
 
