@@ -346,7 +346,7 @@ def _shortened_tables(zoo: Zoo, folder: Path) -> str:
         parts.append(f'[{log.name}]({page}). {told}\n\n{to_markdown(headings, rows)}')
     if not parts:
         return 'There is no log of shortened runs of these configs.'
-    return '\n\n'.join(['Too short to be set beside a published number:', *parts])
+    return '\n\n'.join(['Too short to be compared with a published number:', *parts])
 
 
 def _index_of_logs(zoo: Zoo, what: Mapping[str, str]) -> str:

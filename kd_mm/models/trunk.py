@@ -92,7 +92,7 @@ class Trunk:
         )
 
     def clear(self) -> None:
-        """Forget what was computed, at the end of each step."""
+        """Drop what was computed, at the end of each step."""
         for once in self.once:
             once.calls.clear()
 
