@@ -84,7 +84,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['kd_mm', 'kd_mm.*']),
-    package_data={'kd_mm.evidence': ['*.j2']},
+    package_data={'kd_mm.analysis': ['*.j2']},
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require={

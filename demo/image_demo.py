@@ -8,16 +8,16 @@ import json
 from pathlib import Path
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.evidence.predictions import last_checkpoint
-from kd_mm.utils.configs import read_config
-from kd_mm.utils.launch import add_trust_argument
-from kd_mm.visualization.figures import (
+from kd_mm.analysis.pictures.figures import (
     attention_figure,
     class_name,
     predictions_figure,
     save,
 )
-from kd_mm.visualization.inputs import load_model, look_at, user_errors
+from kd_mm.analysis.pictures.inputs import load_model, look_at, user_errors
+from kd_mm.analysis.predictions import last_checkpoint
+from kd_mm.config import read_config
+from kd_mm.run.launch import add_trust_argument
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs/bake/resnet20_1xb64_digits.py'
 

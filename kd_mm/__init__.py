@@ -4,7 +4,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from .utils.versions import check_installation
+from .installation import check_installation
 from .version import __version__
 
 # What a project of its own builds on. Imported when it is asked for: mmpretrain takes seconds.

@@ -111,7 +111,9 @@ DATA_SAMPLERS = _ExtendingRegistry(mmpretrain_registry.DATA_SAMPLERS, 'kd_mm.dat
 FUNCTIONS = Registry(
     'function', parent=MMENGINE_FUNCTIONS, scope=SCOPE, locations=['kd_mm.datasets']
 )
-HOOKS = _ExtendingRegistry(mmpretrain_registry.HOOKS, 'kd_mm.engine')
+HOOKS = _ExtendingRegistry(
+    mmpretrain_registry.HOOKS, 'kd_mm.engine', 'kd_mm.resume', 'kd_mm.analysis'
+)
 OPTIM_WRAPPERS = _ExtendingRegistry(mmpretrain_registry.OPTIM_WRAPPERS, 'kd_mm.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _ExtendingRegistry(
     mmpretrain_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'kd_mm.engine'

@@ -17,8 +17,8 @@ from tests.conftest import REPO
 PRELOAD = [
     'kd_mm.engine',
     'kd_mm.evaluation',
-    'kd_mm.utils.preflight',
-    'kd_mm.visualization.inputs',
+    'kd_mm.run.preflight',
+    'kd_mm.analysis.pictures.inputs',
     'matplotlib.figure',
     'matplotlib.pyplot',
     'mmpretrain.apis',

@@ -33,9 +33,9 @@ from kd_mm.export import our_types, plain_cfg, student_names
 from kd_mm.methods import FFSD as FFSDMethod
 from kd_mm.methods.ffsd import DIVERSITIES, SELF_DISTILLATIONS
 from kd_mm.models.networks import student_cfg
+from kd_mm.run.dry_run import set_last_epoch
+from kd_mm.run.preflight import check_types
 from kd_mm.utils import register_all_modules
-from kd_mm.utils.dry_run import set_last_epoch
-from kd_mm.utils.preflight import check_types
 
 from .conftest import REPO, run_tool
 
@@ -1301,7 +1301,7 @@ def test_metadata_agrees_with_the_config(path):
     assert model['Metadata']['Epochs'] == cfg.train_cfg.max_epochs
     assert model['Metadata']['Batch Size'] == cfg.auto_scale_lr.base_batch_size
     assert model['Metadata']['Training Data'] == DATA[parse(path)[3]][3]
-    # What is trained to the end has results (tests/test_evidence/test_model_zoo.py); none is for
+    # What is trained to the end has results (tests/test_analysis/test_model_zoo.py); none is for
     # download.
     assert 'Weights' not in model
     if 'Omega' in model['Metadata']:

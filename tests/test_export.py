@@ -25,6 +25,7 @@ from mmpretrain.models.backbones import LeNet5
 from mmpretrain.models.heads import LinearClsHead
 
 from kd_mm import export
+from kd_mm.checkpoint import load_checkpoint
 from kd_mm.export import (
     choose_weights,
     export_student,
@@ -34,7 +35,6 @@ from kd_mm.export import (
     student_names,
 )
 from kd_mm.plain import Replaceable
-from kd_mm.utils.checkpoint import load_checkpoint
 from tests.conftest import REPO, run
 from tests.hostile import call_tool
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from kd_mm.utils.preflight import check_config
+from kd_mm.run.preflight import check_config
 from tests.conftest import REPO
 
 README = (REPO / 'README.md').read_text()

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.evidence import reproduction
-from kd_mm.utils.failures import plain_errors, sigterm_as_interrupt
-from kd_mm.utils.preflight import check_folder
+from kd_mm.analysis import reproduction
+from kd_mm.run.errors import plain_errors, sigterm_as_interrupt
+from kd_mm.run.preflight import check_folder
 
 REPO = Path(__file__).resolve().parents[1]
 

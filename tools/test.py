@@ -12,10 +12,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.engine.hooks import CheckpointGuardHook
-from kd_mm.utils import failures, launch, preflight
-from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
-from kd_mm.utils.configs import read_config
+from kd_mm.checkpoint import UnsafeFileError, safe_files
+from kd_mm.config import read_config
+from kd_mm.resume import CheckpointGuardHook
+from kd_mm.run import errors, launch, preflight
 
 PREDICTIONS, METRICS = ('.pkl', '.pickle'), ('.json', '.yml', '.yaml', '.pkl', '.pickle')
 
@@ -115,7 +115,7 @@ class Tester(Runner):
 
 
 def test(args: argparse.Namespace) -> None:
-    with failures.plain_errors():
+    with errors.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
         launch.end_with_launcher(args)
         if launch.is_first_process():
@@ -123,7 +123,7 @@ def test(args: argparse.Namespace) -> None:
                 if path is not None:
                     preflight.check_folder(Path(path).parent, f'the folder of {flag}', flag)
             preflight.check_config(cfg, ('test_dataloader',))
-    with failures.one_sentence():
+    with errors.one_sentence():
         launch.use_gloo_without_gpu(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Tester.from_cfg(cfg)
         runner.register_hook(CheckpointGuardHook())

@@ -10,20 +10,18 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.checkpoint import UnsafeFileError, safe_files
+from kd_mm.config import read_config
 from kd_mm.engine.hooks import (
-    CheckpointGuardHook,
     CompileHook,
     DistillerHook,
     ExportHook,
     LossGuardHook,
-    SafeCheckpointHook,
-    SeedHook,
 )
 from kd_mm.export import shipped_names
-from kd_mm.utils import failures, launch, preflight
-from kd_mm.utils.checkpoint import UnsafeFileError, safe_files
-from kd_mm.utils.configs import read_config
-from kd_mm.utils.locks import lock_work_dir
+from kd_mm.resume import CheckpointGuardHook, SafeCheckpointHook, SeedHook
+from kd_mm.resume.lock import lock_work_dir
+from kd_mm.run import errors, launch, preflight
 
 # What each run has, also that of a recipe of others.
 HOOKS = (
@@ -96,13 +94,13 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def train(args: argparse.Namespace) -> None:
     lock = nullcontext()
-    with failures.plain_errors():
+    with errors.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
         launch.end_with_launcher(args)
         if launch.is_first_process():
             preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
             lock = lock_work_dir(cfg.work_dir)
-    with lock, failures.one_sentence(cfg.work_dir):
+    with lock, errors.one_sentence(cfg.work_dir):
         launch.use_gloo_without_gpu(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         for hook in HOOKS:

@@ -1,5 +1,5 @@
 """Runtime components of kd_mm: hooks and optimizers."""
 
-from . import hooks, optimizers
+from . import hooks, optim
 
-__all__ = ['hooks', 'optimizers']
+__all__ = ['hooks', 'optim']

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mm.checks import check_temperature
-from kd_mm.functional import diagnostics
 from kd_mm.functional.bake import affinity, check_omega, ensemble_knowledge, propagate
 from kd_mm.functional.kl import at_least_float32, mean_kl, soft_log_probs
+from kd_mm.methods import diagnostics
 from kd_mm.registry import METHODS
 
 from .base import Method, Relations, Step

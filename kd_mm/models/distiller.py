@@ -10,6 +10,7 @@ from mmengine.model import BaseModel, ModuleDict
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from kd_mm.checkpoint import check_init_checkpoints
 from kd_mm.checks import check_flag, check_int, is_int
 from kd_mm.methods.base import (
     NEEDS,
@@ -26,7 +27,6 @@ from kd_mm.methods.base import (
 from kd_mm.methods.gather import weigh_by_share
 from kd_mm.methods.schedules import Ramp
 from kd_mm.registry import METHODS, MODELS
-from kd_mm.utils.checkpoint import check_init_checkpoints
 
 from .heads.distilling_head import DistillingHead
 from .networks import (

@@ -27,8 +27,8 @@ from mmpretrain.models.heads import (
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_mm.config import read_config
 from kd_mm.methods.base import Seen
-from kd_mm.utils.configs import read_config
 
 from .heads.distilling_head import DistillingHead
 

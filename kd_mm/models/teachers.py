@@ -12,9 +12,9 @@ from mmengine.config import ConfigDict
 from mmpretrain.models.utils import ClsDataPreprocessor
 from torch import Tensor, nn
 
+from kd_mm.checkpoint import load_checkpoint
 from kd_mm.checks import check_int, few
 from kd_mm.methods.base import Seen
-from kd_mm.utils.checkpoint import load_checkpoint
 
 from .networks import EmbeddingTap, build_network, recipe, see, student_cfg
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from kd_mm.datasets import Digits, HoldOut, InMemory, batch_collate, get_labels, image_numbers
 from kd_mm.datasets.labels import inner_datasets
 from kd_mm.datasets.numbered import NumberedDataset, number_images
-from kd_mm.datasets.seeded import SeededBatch
+from kd_mm.resume.seeded import SeededBatch
 
 
 class Images(BaseDataset):

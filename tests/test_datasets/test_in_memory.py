@@ -15,7 +15,7 @@ from kd_mm.datasets import ClassInstanceSampler, Digits, HoldOut, InMemory, get_
 from kd_mm.datasets.in_memory import batch_collate
 from kd_mm.datasets.labels import index_labels
 from kd_mm.engine.hooks.distiller_hook import held_out_dataloader
-from kd_mm.utils.preflight import check_config, check_dataloader, check_types
+from kd_mm.run.preflight import check_config, check_dataloader, check_types
 
 PIPELINE = [dict(type='Resize', scale=16), dict(type='PackInputs')]
 

@@ -9,8 +9,8 @@ from mmengine.dataset import default_collate
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
+from kd_mm.analysis.run_log import read_log
 from kd_mm.engine.hooks import DiagnosticsHook
-from kd_mm.evidence.run_log import read_log
 from kd_mm.models.distiller import named_networks
 from kd_mm.registry import MODELS
 from tests.references import bake as reference

@@ -16,12 +16,12 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from kd_mm.checkpoint import load_checkpoint
 from kd_mm.datasets import InMemory
 from kd_mm.engine.hooks import DistillerHook, distiller_hook
 from kd_mm.engine.hooks.distiller_hook import held_out_dataloader
 from kd_mm.methods import Clock, Method, SampleMemory
 from kd_mm.registry import MODELS
-from kd_mm.utils.checkpoint import load_checkpoint
 from tests.test_engine.toy_held_out import (
     NUM_CLASSES,
     Images,

@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from kd_mm.checkpoint import load_checkpoint
 from kd_mm.export import choose_weights, export_student
-from kd_mm.utils.checkpoint import load_checkpoint
 
 STUDENT = {
     'type': 'ImageClassifier',

@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 
-from kd_mm.engine.optimizers import JointOptimWrapper, JointOptimWrapperConstructor
+from kd_mm.engine.optim import JointOptimWrapper, JointOptimWrapperConstructor
 from tests.test_engine.toy_cohort import (
     ADAM,
     NUM_CLASSES,

@@ -12,11 +12,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from mmpretrain.structures import DataSample
 
+from kd_mm.analysis import benchmark
 from kd_mm.methods import Clock
 from kd_mm.models import CohortDataPreprocessor, Distiller, distiller
 from kd_mm.models.networks import student_cfg
 from kd_mm.registry import MODELS
-from kd_mm.utils import benchmark
 from tests.references import bake as reference
 from tests.test_models.toy_networks import NETWORKS
 

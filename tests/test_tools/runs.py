@@ -59,7 +59,7 @@ class KillHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self, kind, number):
-        from kd_mm.engine.hooks import safe_checkpoint_hook as writing
+        from kd_mm.resume import checkpoint_hook as writing
 
         self.kind, self.number = kind, number
         countdown = Countdown(number)

@@ -13,10 +13,10 @@ import torch
 from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 
+from kd_mm.analysis.comparison import read_run
+from kd_mm.config import read_config
 from kd_mm.datasets import Digits
 from kd_mm.engine.hooks import ExportHook
-from kd_mm.evidence.comparison import read_run
-from kd_mm.utils.configs import read_config
 from tests import forked
 from tests.conftest import REPO, run, run_tool
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from mmengine.registry import init_default_scope
 
-from kd_mm.evidence import step_costs
+from kd_mm.analysis import step_costs
+from kd_mm.analysis.benchmark import compare_steps, to_markdown, undistilled
+from kd_mm.config import OptionsAction, explained, read_config
 from kd_mm.export import student_names
-from kd_mm.utils import launch
-from kd_mm.utils.benchmark import compare_steps, to_markdown, undistilled
-from kd_mm.utils.configs import OptionsAction, explained, read_config
-from kd_mm.utils.failures import plain_errors
-from kd_mm.utils.preflight import check_types
+from kd_mm.run import launch
+from kd_mm.run.errors import plain_errors
+from kd_mm.run.preflight import check_types
 
 
 def parse_args():

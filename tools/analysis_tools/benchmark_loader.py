@@ -7,10 +7,10 @@ import argparse
 import shlex
 import sys
 
-from kd_mm.utils.configs import read_config
-from kd_mm.utils.failures import plain_errors
-from kd_mm.utils.launch import at_least_one
-from kd_mm.utils.loader_benchmark import compare_loaders, to_markdown
+from kd_mm.analysis.loader_benchmark import compare_loaders, to_markdown
+from kd_mm.config import read_config
+from kd_mm.run.errors import plain_errors
+from kd_mm.run.launch import at_least_one
 
 
 def parse_args():

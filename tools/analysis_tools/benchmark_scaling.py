@@ -5,9 +5,7 @@ The figures in docs/scaling.md come from this script.
 
 import argparse
 
-from kd_mm.utils.failures import plain_errors
-from kd_mm.utils.launch import at_least_one
-from kd_mm.utils.scaling import (
+from kd_mm.analysis.scaling import (
     SAMPLER_HEAD,
     ensembling_table,
     inverse_table,
@@ -16,6 +14,8 @@ from kd_mm.utils.scaling import (
     measure_sampler,
     sampler_line,
 )
+from kd_mm.run.errors import plain_errors
+from kd_mm.run.launch import at_least_one
 
 
 def parse_args():

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.evidence.comparison import read_recipes
-from kd_mm.evidence.predictions import last_checkpoint, predict, read_predictions
-from kd_mm.evidence.report import write_report
-from kd_mm.evidence.reproduction import vanilla_recipes
-from kd_mm.utils.failures import plain_errors
+from kd_mm.analysis.comparison import read_recipes
+from kd_mm.analysis.predictions import last_checkpoint, predict, read_predictions
+from kd_mm.analysis.report import write_report
+from kd_mm.analysis.reproduction import vanilla_recipes
+from kd_mm.run.errors import plain_errors
 
 REPO = Path(__file__).resolve().parents[2]
 

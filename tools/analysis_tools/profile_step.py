@@ -10,11 +10,11 @@ import sys
 
 from mmengine.registry import init_default_scope
 
-from kd_mm.utils import launch
-from kd_mm.utils.configs import OptionsAction, explained, read_config
-from kd_mm.utils.failures import plain_errors
-from kd_mm.utils.preflight import check_types
-from kd_mm.utils.step_profile import profile_step, to_markdown
+from kd_mm.analysis.step_profile import profile_step, to_markdown
+from kd_mm.config import OptionsAction, explained, read_config
+from kd_mm.run import launch
+from kd_mm.run.errors import plain_errors
+from kd_mm.run.preflight import check_types
 
 
 def parse_args():

@@ -14,10 +14,10 @@ except ImportError as error:
 
 from mmengine.config import Config
 
-from kd_mm.utils import doctor, launch, preflight
-from kd_mm.utils.checkpoint import safe_files
-from kd_mm.utils.configs import read_config
-from kd_mm.utils.failures import plain_errors
+from kd_mm.checkpoint import safe_files
+from kd_mm.config import read_config
+from kd_mm.run import doctor, launch, preflight
+from kd_mm.run.errors import plain_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.evidence import model_zoo, step_costs
-from kd_mm.utils.option_tables import fill_options
+from kd_mm.analysis import model_zoo, step_costs
+from kd_mm.analysis.option_tables import fill_options
 
 REPO = Path(__file__).resolve().parents[2]
 

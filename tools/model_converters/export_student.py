@@ -3,11 +3,11 @@
 import argparse
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
+from kd_mm.checkpoint import load_checkpoint, safe_files
+from kd_mm.config import read_config
 from kd_mm.export import FORMATS, choose_weights, export_student
-from kd_mm.utils.checkpoint import load_checkpoint, safe_files
-from kd_mm.utils.configs import read_config
-from kd_mm.utils.failures import plain_errors
-from kd_mm.utils.launch import add_trust_argument
+from kd_mm.run.errors import plain_errors
+from kd_mm.run.launch import add_trust_argument
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from mmpretrain.models.utils import WindowMSA
 
 import kd_mm  # noqa: F401, checks the versions of what is installed
-from kd_mm.utils.checkpoint import load_checkpoint, safe_files
-from kd_mm.utils.failures import plain_errors
-from kd_mm.utils.launch import add_trust_argument
+from kd_mm.checkpoint import load_checkpoint, safe_files
+from kd_mm.run.errors import plain_errors
+from kd_mm.run.launch import add_trust_argument
 
 TABLE, INDEX = 'relative_position_bias_table', 'relative_position_index'
 

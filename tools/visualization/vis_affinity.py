@@ -3,10 +3,10 @@
 import argparse
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.evidence.run_log import SINGLE
-from kd_mm.utils.configs import read_config
-from kd_mm.visualization.figures import affinity_figure, save
-from kd_mm.visualization.inputs import arguments, batch_knowledge, load_model, user_errors
+from kd_mm.analysis.pictures.figures import affinity_figure, save
+from kd_mm.analysis.pictures.inputs import arguments, batch_knowledge, load_model, user_errors
+from kd_mm.analysis.run_log import SINGLE
+from kd_mm.config import read_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,15 +3,15 @@
 import argparse
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.utils.configs import read_config
-from kd_mm.visualization.figures import attention_figure, save
-from kd_mm.visualization.inputs import (
+from kd_mm.analysis.pictures.figures import attention_figure, save
+from kd_mm.analysis.pictures.inputs import (
     add_image_arguments,
     arguments,
     load_model,
     look_at,
     user_errors,
 )
+from kd_mm.config import read_config
 
 
 def parse_args() -> argparse.Namespace:

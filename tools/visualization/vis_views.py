@@ -3,9 +3,9 @@
 import argparse
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
-from kd_mm.utils.configs import read_config
-from kd_mm.visualization.figures import save, views_figure
-from kd_mm.visualization.inputs import arguments, recipe_views, user_errors
+from kd_mm.analysis.pictures.figures import save, views_figure
+from kd_mm.analysis.pictures.inputs import arguments, recipe_views, user_errors
+from kd_mm.config import read_config
 
 
 def parse_args() -> argparse.Namespace:

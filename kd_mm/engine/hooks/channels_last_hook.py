@@ -8,8 +8,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kd_mm.checkpoint import bare_model
 from kd_mm.registry import HOOKS
-from kd_mm.utils.checkpoint import bare_model
 
 CHANNELS_LAST = torch.channels_last
 

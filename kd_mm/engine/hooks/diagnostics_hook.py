@@ -10,13 +10,13 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from kd_mm.checkpoint import bare_model
 from kd_mm.checks import check_int
-from kd_mm.functional import diagnostics
 from kd_mm.functional.kl import at_least_float32
+from kd_mm.methods import diagnostics
 from kd_mm.methods.base import Seen, Step
 from kd_mm.models.distiller import Distiller, Observed, observed
 from kd_mm.registry import HOOKS
-from kd_mm.utils.checkpoint import bare_model
 
 PREFIX = 'train/diagnostics/'  # MMEngine logs what begins with train/
 
@@ -40,7 +40,7 @@ class DiagnosticsHook(Hook):
 
     Where one network trains alone there is no ``<name>``. Diversity and ensemble leave out the
     students that the cohort's ensemble leaves out (FFSD's leader). See
-    :mod:`kd_mm.functional.diagnostics`.
+    :mod:`kd_mm.methods.diagnostics`.
 
     Gradients are those with respect to the network's *logits*, weights of the loss terms
     included. There they are exact and cost no pass through the network; terms that act on feature

@@ -10,6 +10,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from kd_mm.checkpoint import bare_model
 from kd_mm.datasets import image_numbers
 from kd_mm.datasets.hold_out import PARTS, HoldOut
 from kd_mm.datasets.in_memory import InMemory
@@ -21,7 +22,6 @@ from kd_mm.models.distiller import Distiller
 from kd_mm.models.networks import evaluating
 from kd_mm.models.teachers import Teachers
 from kd_mm.registry import HOOKS
-from kd_mm.utils.checkpoint import bare_model
 
 PROGRESS_INTERVAL = 20  # iterations between two lines
 # What says how training draws its images, and nothing about those that are held out.

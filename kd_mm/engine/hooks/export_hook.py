@@ -7,9 +7,9 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
+from kd_mm.checkpoint import bare_model
 from kd_mm.export import export_student, shipped_names
 from kd_mm.registry import HOOKS
-from kd_mm.utils.checkpoint import bare_model
 
 FOLDER = 'deploy'
 

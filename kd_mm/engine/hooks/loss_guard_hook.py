@@ -13,9 +13,9 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from kd_mm.checkpoint import bare_model
 from kd_mm.models.distiller import named_networks
 from kd_mm.registry import HOOKS
-from kd_mm.utils.checkpoint import bare_model
 
 WARNING = 30
 CHOICES = ('stop', 'skip')

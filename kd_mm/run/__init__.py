@@ -1,0 +1,1 @@
+"""What the tools share: start, rehearsal, and errors in one sentence."""
