@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,8 @@ from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from kd_mm.checks import few
 from kd_mm.installation import import_optional
-
-# What tells that a file, and not what is in it, is the matter.
-NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 _torch_load = torch.load
 _trusting: ContextVar[bool] = ContextVar('trusting', default=False)
@@ -47,8 +45,9 @@ def _statistics_of_history(owner: type, name: str) -> object:
 _statistics_of_history.__module__ = 'builtins'
 _statistics_of_history.__name__ = _statistics_of_history.__qualname__ = 'getattr'
 
-# What a checkpoint of MMEngine's Runner holds beside tensors and plain Python values: the log
-# history, and NumPy arrays and scalars of numbers and text.
+# What a checkpoint of MMEngine's Runner holds in addition to tensors and plain Python values: the
+# log history, and NumPy arrays and scalars of numbers and text.
+_CODES = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'
 SAFE_GLOBALS = [
     HistoryBuffer,
     _statistics_of_history,
@@ -57,84 +56,63 @@ SAFE_GLOBALS = [
     np.empty(0).__reduce__()[0],
     np.float64(0).__reduce__()[0],
     codecs.encode,  # how NumPy 1 writes bytes
-    *{
-        type(np.dtype(code))
-        for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'
-    },
+    *{type(np.dtype(code)) for code in _CODES},
 ]
 
 
-@contextmanager
-def _allowed() -> Iterator[None]:
-    """Let torch.load read :data:`SAFE_GLOBALS`, beside what the user allowed it before."""
+def _read_plain(f: Any, **kwargs: Any) -> Any:
+    """Read :data:`SAFE_GLOBALS`, and what the user allowed torch.load before; no more."""
+    if str(f).endswith('.safetensors'):
+        (safetensors,) = import_optional('a .safetensors file', 'safetensors')
+        with safetensors.safe_open(f, 'pt') as file:
+            meta = json.loads((file.metadata() or {}).get('dataset_meta', '{}'))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {'state_dict': weights, 'meta': {'dataset_meta': meta}}
+    start = f.tell() if hasattr(f, 'tell') else None
+    # torch before 2.6 runs these formats in spite of weights_only.
+    if tarfile.is_tarfile(f):
+        raise pickle.UnpicklingError('it is in the tar format of old versions of torch')
+    if zipfile.is_zipfile(f):
+        with zipfile.ZipFile(f) as archive:
+            if any(Path(name).name == 'constants.pkl' for name in archive.namelist()):
+                raise pickle.UnpicklingError('it is a TorchScript program')
+    if start is not None:
+        f.seek(start)
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     # MMEngine, which may call from inside its own list, allows the real getattr.
     others = [allowed for allowed in before if allowed is not getattr]
     torch.serialization.add_safe_globals([*others, *SAFE_GLOBALS])
     try:
-        yield
+        return _torch_load(f, weights_only=True, **kwargs)
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
 
 
-def _read_safetensors(path: str) -> dict:
-    """Read a file of ours, or any file of named tensors."""
-    (safetensors,) = import_optional('a .safetensors file', 'safetensors')
-    with safetensors.safe_open(path, 'pt') as file:
-        told = (file.metadata() or {}).get('dataset_meta')
-        state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return {'state_dict': state_dict, 'meta': {'dataset_meta': json.loads(told or '{}')}}
-
-
-def _refuse_program(file: str | os.PathLike | IO[bytes]) -> None:
-    """Raise on the formats that torch before 2.6 runs in spite of ``weights_only``."""
-    if tarfile.is_tarfile(file):
-        raise pickle.UnpicklingError('it is in the tar format of old versions of torch')
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(Path(name).name == 'constants.pkl' for name in archive.namelist()):
-                raise pickle.UnpicklingError('it is a TorchScript program')
-
-
-def _load(
-    f: str | os.PathLike | IO[bytes],
-    map_location: Any = None,
-    pickle_module: Any = None,
-    *,
-    weights_only: bool | None = None,
-    mmap: bool | None = None,
-    **pickle_load_args: Any,
-) -> Any:
+def _load(f: Any, map_location: Any = None, pickle_module: Any = None, **kwargs: Any) -> Any:
     """Stand in for ``torch.load``: read plain data, whatever the caller asks for."""
     is_path = isinstance(f, (str, os.PathLike))
+    f = os.fspath(f) if is_path else f
+    name = f if is_path else getattr(f, 'name', 'a checkpoint')
     start = None if is_path else f.tell()
-    name = os.fspath(f) if is_path else getattr(f, 'name', 'a checkpoint')
     try:
-        if str(name).endswith('.safetensors'):
-            return _read_safetensors(name)
-        _refuse_program(f)
-        if not is_path:
-            f.seek(start)
-        with _allowed():
-            content = _torch_load(f, map_location, weights_only=True, mmap=mmap)
-    except (*NO_FILE, ImportError):
-        raise
-    except Exception as error:  # a damaged file may raise anything
-        reason = str(error).partition('\n')[0]
-        if not _trusting.get():
-            raise UnsafeFileError(
-                f'{name} is not a checkpoint that can be read safely: it is damaged, or holds '
-                'more than tensors, plain values and the log history of MMEngine, and what it '
-                'holds was not run. Use the file as training wrote it; if you know who made it, '
-                f'--trust-checkpoint runs what it holds. ({reason})'
-            ) from None
-    else:
+        content = _read_plain(f, map_location=map_location, mmap=kwargs.get('mmap'))
         meta = content.get('meta') if isinstance(content, dict) else None
         if isinstance(meta, dict) and not _trusting.get():
             meta.pop('config', None)  # resuming runs it as Python; none of MMEngine's has one
         return content
+    except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        reason = str(error).partition('\n')[0]
+    if not _trusting.get():
+        raise UnsafeFileError(
+            f'{name} is not a checkpoint that can be read safely: it is damaged, or holds more '
+            'than tensors, plain values and the log history of MMEngine, and what it holds was '
+            'not run. Use the file as training wrote it; if you know who made it, '
+            f'--trust-checkpoint runs what it holds. ({reason})'
+        )
     print(
         f'warning: {name} holds more than plain data and is read with all rights, as '
         '--trust-checkpoint says; it may run any code',
@@ -143,9 +121,7 @@ def _load(
     if not is_path:
         f.seek(start)
     try:
-        return _torch_load(
-            f, map_location, pickle_module, weights_only=False, mmap=mmap, **pickle_load_args
-        )
+        return _torch_load(f, map_location, pickle_module, **{**kwargs, 'weights_only': False})
     except Exception as error:
         raise UnsafeFileError(f'{name} cannot be read, even with all rights: {error}') from error
 
@@ -155,14 +131,11 @@ def safe_files(trust: bool = False) -> Iterator[None]:
     """Let every checkpoint be read without running what it contains.
 
     Inside, ``torch.load`` is one that reads :data:`SAFE_GLOBALS` and no more, whatever its caller
-    asks for. That covers MMEngine, which else falls back to running a file with a warning, in all
-    its ways to a file: ``load_from``, resuming, ``init_cfg``, addresses in the web.
+    asks for. MMEngine would run a file with a warning where that fails: in ``load_from``,
+    resuming, ``init_cfg`` and addresses in the web.
 
     Args:
         trust: Read other content too, with a warning, as ``torch.load(weights_only=False)`` does.
-
-    Yields:
-        Nothing.
 
     Raises:
         UnsafeFileError: Where a file is read that is damaged or holds more, and is not trusted.
@@ -187,11 +160,8 @@ def load_checkpoint(path: str | Path) -> dict:
         The checkpoint, with its weights under ``'state_dict'``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        OSError: If it cannot be fetched.
-        UnsafeFileError: If the file is damaged, or holds more than tensors, plain Python values,
-            NumPy arrays and MMEngine's log history, outside of :func:`safe_files` with ``trust``.
-        ValueError: If it holds no weights by name.
+        OSError: If there is no such file, or it cannot be fetched.
+        ValueError: If it is unsafe (:func:`safe_files`), or holds no weights by name.
     """
     path = os.fspath(path)
     if '://' in path:
@@ -204,32 +174,19 @@ def load_checkpoint(path: str | Path) -> dict:
         if not os.path.isfile(path):
             raise FileNotFoundError(f'no checkpoint at {path}; check the path')
         checkpoint = _load(path, map_location='cpu')
-    if not isinstance(checkpoint, dict):
-        raise ValueError(
-            f'a checkpoint must be a dict with its weights under "state_dict", but {path} holds '
-            f'a {type(checkpoint).__name__}'
-        )
-    if 'state_dict' not in checkpoint:
+    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         checkpoint = {'state_dict': checkpoint}
     weights = checkpoint['state_dict']
     if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
         raise ValueError(
-            f'the state_dict of a checkpoint must hold weights by name, but that of {path} is a '
+            f'a checkpoint must hold weights by name, but {path} holds a '
             f'{type(weights).__name__}; use a file that torch.save wrote of a model.state_dict()'
         )
     return checkpoint
 
 
 def check_init_checkpoints(model: nn.Module) -> None:
-    """Check that each checkpoint of an ``init_cfg`` has a weight for its module.
-
-    Args:
-        model: A model whose modules may start from files.
-
-    Raises:
-        OSError: If there is no such file, here or in the web.
-        ValueError: If the file cannot be read safely, or none of its names is the module's.
-    """
+    """Raise unless each checkpoint of an ``init_cfg`` has a weight of its module."""
     for name, module in model.named_modules():
         init_cfg = module.init_cfg if isinstance(module, BaseModule) else None
         if not isinstance(init_cfg, Mapping) or init_cfg.get('type') != 'Pretrained':
@@ -247,45 +204,31 @@ def check_init_checkpoints(model: nn.Module) -> None:
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """Return the model inside a distributed or a test-time augmentation wrapper.
-
-    Args:
-        model: The model of a runner.
-
-    Returns:
-        The model that checkpoints are written from and read into.
-    """
-    if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        return bare_model(model.module)
+    """Return the model inside a distributed or a test-time augmentation wrapper."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
     return model
 
 
 def check_keys(found: Iterable[str], wanted: Iterable[str], source: str) -> None:
-    """Raise ValueError if none of a model's weights is in a checkpoint.
-
-    MMEngine itself only warns, and the run starts from random weights.
+    """Raise ValueError if none of a model's weights is in a checkpoint; MMEngine only warns.
 
     Args:
         found: Names in the checkpoint.
         wanted: Names in the model.
         source: The checkpoint, for the message.
 
-    Raises:
-        ValueError: If ``found`` and ``wanted`` have no name in common.
-
     Examples:
-        >>> check_keys(['fc.weight'], ['fc.weight', 'fc.bias'], 'a.pth')
         >>> check_keys(['module.fc.weight'], ['fc.weight'], 'a.pth')
         Traceback (most recent call last):
         ValueError: at least one weight of the model must be in the checkpoint, but none of the \
-1 names in a.pth (module.fc.weight, ...) is one of the model's (fc.weight, ...); it belongs to \
-another model, or its names carry a prefix
+1 names in a.pth (module.fc.weight) is one of the model's (fc.weight); it belongs to another \
+model, or its names carry a prefix
     """
     found, wanted = list(found), list(wanted)
     if not set(found) & set(wanted):
         raise ValueError(
             'at least one weight of the model must be in the checkpoint, but none of the '
-            f"{len(found)} names in {source} ({', '.join(found[:3])}, ...) is one of the model's "
-            f'({", ".join(wanted[:3])}, ...); it belongs to another model, or its names carry a '
-            'prefix'
+            f"{len(found)} names in {source} ({few(found)}) is one of the model's "
+            f'({few(wanted)}); it belongs to another model, or its names carry a prefix'
         )

@@ -141,10 +141,6 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the hint that follows an unknown name: the nearest known one, or all of them.
 
-    Args:
-        name: The unknown name.
-        known: The names that exist.
-
     Examples:
         >>> did_you_mean('omga', ['omega', 'gather'])
         'did you mean omega?'

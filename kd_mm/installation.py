@@ -14,14 +14,6 @@ from types import ModuleType
 
 from packaging.specifiers import SpecifierSet
 
-__all__ = [
-    'check_installation',
-    'find_overlap',
-    'find_problem',
-    'import_optional',
-    'installed_versions',
-]
-
 # Import name -> the versions that kd_mm was run with.
 BOUNDS = {'mmengine': '>=0.10.7,<1.0', 'mmcv': '>=2.1.0,<2.4', 'mmpretrain': '>=1.2.0,<2.0'}
 # Import name -> distributions that provide it; the version of the first one found counts.
@@ -40,11 +32,10 @@ SWITCH_TO_FORKS = f'pip uninstall -y mmengine mmcv mmcv-lite mmpretrain && {INST
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Look up the distributions that decide whether kd_mm runs, without importing any.
+    """Return the versions of the distributions that decide whether kd_mm runs, by name.
 
-    Returns:
-        Distribution name -> version, for those that are installed. A package that lies on the
-        Python path without being installed is listed under its import name with None.
+    None is imported. A package that lies on the Python path without being installed is listed
+    under its import name, with None.
     """
     found: dict[str, str | None] = {}
     for name in (*chain.from_iterable(PROVIDERS.values()), 'torch', 'setuptools'):
@@ -55,7 +46,7 @@ def installed_versions() -> dict[str, str | None]:
     for module in BOUNDS:
         if not _providers(module, found):
             spec = importlib.util.find_spec(module)
-            # A mere folder of that name, such as a clone beside the script, has no origin.
+            # A mere folder of that name, such as a clone next to the script, has no origin.
             if spec is not None and spec.origin is not None:
                 found[module] = None
     return found
@@ -72,15 +63,11 @@ def _is(version: str | None, specifier: str) -> bool:
 
 
 def find_problem(found: Mapping[str, str | None]) -> str | None:
-    """Tell why kd_mm cannot run with the given versions.
+    """Return why kd_mm cannot run with the given versions and the command that helps, or None.
 
     Args:
         found: Distribution name -> version, as :func:`installed_versions` gives it. None as a
             version means unknown, and is let through.
-
-    Returns:
-        A message with the package, its version, the bound and the command that mends it, or None
-        if all is well.
 
     Examples:
         >>> forks = {'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6'}
@@ -89,9 +76,9 @@ def find_problem(found: Mapping[str, str | None]) -> str | None:
         'kd_mm needs mmpretrain, which is not installed'
     """
     in_use = {module: names[0] for module in BOUNDS if (names := _providers(module, found))}
-    has_originals = in_use and not any(name.startswith('onedl-') for name in in_use.values())
+    has_forks = any(name.startswith('onedl-') for name in in_use.values())
     new_torch = _is(found.get('torch'), '>=2.6')
-    if not has_originals:
+    if has_forks or not in_use:
         advice = f'Run: {INSTALL_FORKS}'
     else:
         advice = f'Run: {SWITCH_TO_FORKS if new_torch else INSTALL_ORIGINALS}'
@@ -103,32 +90,26 @@ def find_problem(found: Mapping[str, str | None]) -> str | None:
             f'kd_mm needs {" and ".join(missing)}, which {verb} not installed. {advice} '
             '(or, in a checkout of kd_mm: pip install -e ".[all]")'
         )
-
     for module, bounds in BOUNDS.items():
         name = in_use[module]
         if found[name] is not None and not _is(found[name], bounds):
             return f'kd_mm needs {module}{bounds}, but found {name} {found[name]}. {advice}'
 
-    if in_use['mmengine'] == 'mmengine' and _is(found['mmengine'], '<=0.10.7'):
-        engine = f'mmengine {found["mmengine"]}'
-        if new_torch:
-            return (
-                f'{engine} needs torch<2.6, but found torch {found["torch"]}, with which it '
-                f'cannot load its own checkpoints. Run: {SWITCH_TO_FORKS}'
-            )
-        if 'setuptools' not in found or _is(found['setuptools'], '>=82'):
-            return (
-                f'{engine} needs setuptools<82, but found setuptools '
-                f'{found.get("setuptools", "(none)")}; no `mmpretrain::` config can be read '
-                'without its pkg_resources. Run: pip install "setuptools<82"'
-            )
-
-    mmcv = in_use['mmcv']
-    if (
-        in_use['mmpretrain'] == 'mmpretrain'
-        and _is(found['mmpretrain'], '<=1.2.0')
-        and _is(found[mmcv], '>=2.2.0')
-    ):
+    engine, mmcv = f'mmengine {found.get("mmengine")}', in_use['mmcv']
+    old_engine = in_use['mmengine'] == 'mmengine' and _is(found['mmengine'], '<=0.10.7')
+    setuptools = found.get('setuptools', '(none)')
+    if old_engine and new_torch:
+        return (
+            f'{engine} needs torch<2.6, but found torch {found["torch"]}, with which it cannot '
+            f'load its own checkpoints. Run: {SWITCH_TO_FORKS}'
+        )
+    if old_engine and (setuptools == '(none)' or _is(setuptools, '>=82')):
+        return (
+            f'{engine} needs setuptools<82, but found setuptools {setuptools}; no `mmpretrain::` '
+            'config can be read without its pkg_resources. Run: pip install "setuptools<82"'
+        )
+    original = in_use['mmpretrain'] == 'mmpretrain'
+    if original and _is(found['mmpretrain'], '<=1.2.0') and _is(found[mmcv], '>=2.2.0'):
         return (
             f'mmpretrain {found["mmpretrain"]} needs mmcv<2.2.0, but found {mmcv} {found[mmcv]}. '
             f'Run: pip uninstall -y {mmcv} && pip install "mmcv-lite==2.1.0"'
@@ -137,13 +118,10 @@ def find_problem(found: Mapping[str, str | None]) -> str | None:
 
 
 def find_overlap(found: Mapping[str, str | None]) -> str | None:
-    """Tell which distributions have overwritten each other's files.
+    """Return which distributions overwrote each other's files, and the command that helps.
 
     Args:
         found: Distribution name -> version, as :func:`installed_versions` gives it.
-
-    Returns:
-        A message with their names and the command that mends it, or None.
 
     Examples:
         >>> find_overlap({'mmengine': '0.10.7', 'onedl-mmengine': '0.10.12'}).partition(':')[0]
@@ -168,9 +146,6 @@ def import_optional(purpose: str, *names: str) -> list[ModuleType]:
         purpose: What needs them, for the message.
         *names: Modules, called as their packages are but for dashes.
 
-    Returns:
-        The modules.
-
     Raises:
         ImportError: If one is missing; the message names the command that installs all.
 
@@ -192,14 +167,9 @@ math no_such_package
 
 
 def check_installation() -> None:
-    """Check what is installed; kd_mm calls this when it is imported.
+    """Raise ImportError if the installation cannot work; kd_mm calls this when it is imported.
 
-    Raises:
-        ImportError: If MMEngine, MMCV or mmpretrain is missing, out of bounds or known not to
-            work with the rest; the message names the command that mends it.
-
-    Warns:
-        UserWarning: If a package is installed more than once under the same import name.
+    A package that is installed more than once under the same import name draws a warning.
     """
     found = installed_versions()
     problem = find_problem(found)

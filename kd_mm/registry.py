@@ -1,4 +1,4 @@
-"""kd_mm's registries, beside mmpretrain's under MMEngine's roots, with the scope ``kd_mm``.
+"""kd_mm's registries, next to mmpretrain's under MMEngine's roots, with the scope ``kd_mm``.
 
 A type written ``kd_mm.X`` in any config is found without an import of kd_mm: MMEngine imports
 ``kd_mm.registry`` by the scope's name, and each registry imports its ``locations`` at its first
@@ -91,7 +91,7 @@ class MethodRegistry(_OwnRegistry):
 
 
 class _ExtendingRegistry(Registry):
-    """A registry that extends one of mmpretrain's, and is found by its scope beside it."""
+    """A registry that extends one of mmpretrain's, and is found next to it by its scope."""
 
     def __init__(self, base: Registry, *locations: str) -> None:
         super().__init__(base.name, parent=base.parent, scope=SCOPE, locations=list(locations))

@@ -17,16 +17,12 @@ from kd_mm.export import choose_weights, export_student, shipped_names
 from kd_mm.methods import Clock
 from kd_mm.models.distiller import SINGLE, Distiller
 from kd_mm.registry import MODELS
-from tests.test_distributed.ranks import average, losses_and_gradients
+from tests.test_distributed.ranks import average, losses_and_gradients, run_on_ranks, shard
 
 NUM_CLASSES, SIZE = 10, 16
 # Of two ranks, step by step: full batches, then a smaller last one on either side.
 STEPS = ((4, 4), (4, 2), (1, 3))
 GROUP_NORM = {'type': 'GN', 'num_groups': 1}
-
-
-def no_options(norm_cfg):
-    return {}
 
 
 class Row(NamedTuple):
@@ -38,8 +34,8 @@ class Row(NamedTuple):
             by name as NumPy arrays, and ``labels``. None where ``golden`` checks the terms.
         golden: Compares the terms with numbers of the authors' released code.
         students: Names of the students; one alone is ``student``.
-        backbone: Options of the students' backbone.
-        options: Options of the model that name layers of normalisation, as functions of it.
+        backbone: Options of the students' backbone, by default one with a single stage.
+        norms: Options of the method that name layers of normalisation.
         train_dataloader: Settings of the training's loader.
         hook: Options of ``kd_mm.DistillerHook``.
     """
@@ -49,13 +45,14 @@ class Row(NamedTuple):
     golden: Callable[[], None] | None = None
     students: tuple[str, ...] = ('a', 'b')
     backbone: dict = {}  # noqa: RUF012
-    options: Callable[[dict], dict] = no_options
+    norms: tuple[str, ...] = ()
     train_dataloader: dict = {}  # noqa: RUF012
     hook: dict = {}  # noqa: RUF012
 
 
-def network(norm_cfg, **backbone):
-    """A ResNet of mmpretrain's with four narrow stages."""
+def network(norm_cfg, num_stages=4, **backbone):
+    """A narrow ResNet of mmpretrain's."""
+    last = num_stages - 1
     return {
         'type': 'ImageClassifier',
         'backbone': {
@@ -63,30 +60,28 @@ def network(norm_cfg, **backbone):
             'depth': 18,
             'stem_channels': 4,
             'base_channels': 4,
+            'num_stages': num_stages,
+            'strides': (1, 2, 2, 2)[:num_stages],
+            'dilations': (1,) * num_stages,
+            'out_indices': (last,),
             'norm_cfg': norm_cfg,
             **backbone,
         },
         'neck': {'type': 'GlobalAveragePooling'},
-        'head': {'type': 'LinearClsHead', 'num_classes': NUM_CLASSES, 'in_channels': 32},
+        'head': {'type': 'LinearClsHead', 'num_classes': NUM_CLASSES, 'in_channels': 4 * 2**last},
     }
 
 
 def model_cfg(row, norm_cfg=GROUP_NORM, names=None):
     """The config of a row's model."""
-    own = network(norm_cfg, **row.backbone)
+    own = network(norm_cfg, **{'num_stages': 1, **row.backbone})
     names = names or row.students
     networks = {'students': dict.fromkeys(names, own)}
     if names == (SINGLE,):
         networks = {'student': own}
-    return copy.deepcopy(
-        {
-            'img_size': SIZE,
-            **row.model,
-            **row.options(norm_cfg),
-            **networks,
-            '_scope_': 'mmpretrain',
-        }
-    )
+    norms = dict.fromkeys(row.norms, norm_cfg)
+    cfg = {'img_size': SIZE, **row.model, **norms, **networks, '_scope_': 'mmpretrain'}
+    return copy.deepcopy(cfg)
 
 
 def build(row, seed=0, **kwargs):
@@ -156,31 +151,42 @@ def check_gradients(row):
         assert all(n.startswith(allowed) for n in reached), (key, sorted(reached)[:3])
 
 
+SYNC_BN = {'type': 'SyncBNOnCPU'}
+
+
 def step_on_a_rank(rank, rows):
     """What one rank of two makes of each step, for each row."""
     results = {}
     for name, row in rows.items():
-        ddp = MMDistributedDataParallel(build(row).double(), device_ids=None)
+        model = build(row, norm_cfg=SYNC_BN).double()
+        ddp = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
         results[name] = []
         for step, sizes in enumerate(STEPS):
             images, samples = batch(sum(sizes), step, torch.float64)
-            mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
-            results[name].append(losses_and_gradients(ddp, images[mine], samples[mine]))
+            mine = shard(rank, sizes)
+            found = losses_and_gradients(ddp, images[mine], samples[mine])
+            results[name].append((*found, copy.deepcopy(dict(model.named_buffers()))))
     return results
 
 
-def check_two_ranks(row, first, second):
-    """(3) Losses and gradients of two ranks equal those of one, also with unequal batches."""
-    model = build(row).double()
+def on_two_ranks(rows, folder):
+    """What both ranks make of all rows; functions do not travel to other processes."""
+    rows = {name: row._replace(terms=None, golden=None) for name, row in rows.items()}
+    return run_on_ranks(step_on_a_rank, folder, rows)
+
+
+def check_two_ranks(row, ranks):
+    """(3) Two ranks equal one: losses, gradients and statistics, also of unequal batches."""
+    model = build(row, norm_cfg=SYNC_BN).double()
     for step, sizes in enumerate(STEPS):
         images, samples = batch(sum(sizes), step, torch.float64)
         losses, gradients = losses_and_gradients(model, images, samples)
-        close = {'rtol': 1e-7, 'atol': 1e-11, 'msg': lambda m, s=sizes: f'{s}: {m}'}
-        mean = average([first[step][0], second[step][0]])
-        torch.testing.assert_close(mean, losses, **close)
-        for name, expected in gradients.items():
-            for rank in (first, second):  # DDP has averaged
-                torch.testing.assert_close(rank[step][1]['module.' + name], expected, **close)
+        close = {'rtol': 1e-6, 'atol': 1e-9, 'msg': lambda m, s=sizes: f'{s}: {m}'}
+        torch.testing.assert_close(average([rank[step][0] for rank in ranks]), losses, **close)
+        for rank in ranks:  # DDP has averaged
+            found = {name.removeprefix('module.'): g for name, g in rank[step][1].items()}
+            torch.testing.assert_close(found, gradients, **close)
+            torch.testing.assert_close(rank[step][2], dict(model.named_buffers()), **close)
 
 
 def check_autocast(row):
@@ -216,11 +222,8 @@ def check_accumulation(row):
         wrapper = OptimWrapper(sgd, accumulative_counts=count)
         wrapper.initialize_count_status(model, 0, 2)
         losses = [sum(model(*batch(seed=seed), mode='loss').values()) for seed in (0, 1)]
-        if count == 1:
-            wrapper.update_params((losses[0] + losses[1]) / 2)
-        else:
-            for loss in losses:
-                wrapper.update_params(loss)
+        for loss in losses if count == 2 else [sum(losses) / 2]:
+            wrapper.update_params(loss)
         weights.append(dict(model.named_parameters()))
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
 
@@ -342,3 +345,16 @@ def check_resume(row, folder):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     first = torch.load(folder / 'whole' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert any(not torch.equal(first[key], expected[key]) for key in expected)
+
+
+CHECKS = (
+    check_terms,
+    check_gradients,
+    check_autocast,
+    check_compiled,
+    check_accumulation,
+    check_state_dict,
+    check_permutation,
+    check_evaluation,
+)
+CHECKS_OF_FILES = (check_export, check_resume)

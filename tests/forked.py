@@ -17,7 +17,7 @@ from tests.conftest import REPO
 PRELOAD = [
     'kd_mm.engine',
     'kd_mm.evaluation',
-    'kd_mm.run.preflight',
+    'kd_mm.run.rehearsal',
     'kd_mm.analysis.pictures.inputs',
     'matplotlib.figure',
     'matplotlib.pyplot',

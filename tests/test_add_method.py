@@ -11,7 +11,6 @@ from mmengine.config import Config
 from kd_mm.registry import METHODS, MODELS
 from tests import contract
 from tests.conftest import REPO, run_tool
-from tests.test_distributed.ranks import run_on_ranks
 
 PAGE = (REPO / 'docs' / 'add_method.md').read_text()
 FILES = dict(re.findall(r'```python\n# (\S+)\n(.*?)```', PAGE, re.S))
@@ -45,33 +44,19 @@ def test_the_project_registers_method_and_model_type(project):
     assert METHODS.get('JSD') is None
 
 
-@pytest.mark.parametrize(
-    'check',
-    [
-        contract.check_terms,
-        contract.check_gradients,
-        contract.check_autocast,
-        contract.check_compiled,
-        contract.check_accumulation,
-        contract.check_state_dict,
-        contract.check_permutation,
-        contract.check_evaluation,
-    ],
-    ids=lambda check: check.__name__,
-)
+@pytest.mark.parametrize('check', contract.CHECKS, ids=lambda check: check.__name__)
 def test_contract(row, check):
     check(row)
 
 
-@pytest.mark.parametrize('check', [contract.check_export, contract.check_resume])
+@pytest.mark.parametrize('check', contract.CHECKS_OF_FILES, ids=lambda check: check.__name__)
 def test_contract_of_files(row, check, tmp_path):
     check(row, tmp_path)
 
 
 def test_two_ranks_equal_one(row, tmp_path):
-    rows = {'JSD': row._replace(terms=None)}
-    ranks = run_on_ranks(contract.step_on_a_rank, tmp_path, rows)
-    contract.check_two_ranks(row, *(rank['JSD'] for rank in ranks))
+    ranks = contract.on_two_ranks({'JSD': row}, tmp_path)
+    contract.check_two_ranks(row, [rank['JSD'] for rank in ranks])
 
 
 def test_a_run_has_metric_rows_diagnostics_checks_and_exports(project, tmp_path):
@@ -83,7 +68,8 @@ def test_a_run_has_metric_rows_diagnostics_checks_and_exports(project, tmp_path)
         '--cfg-options',
         'train_cfg.max_epochs=1',
         'default_hooks.diagnostics.type=kd_mm.DiagnosticsHook',
-        'default_hooks.diagnostics.interval=10',
+        'default_hooks.diagnostics.interval=1',
+        'train_dataloader.num_batch_per_epoch=2',
         PYTHONPATH=project,
     )
     for text in (

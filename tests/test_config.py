@@ -1,4 +1,4 @@
-"""Reading configs. What is wrong in them is said in test_tools/test_bad_input.py."""
+"""Reading configs. What is wrong in them is tested in test_run/test_bad_input.py."""
 
 import pytest
 from mmengine.config.utils import MODULE2PACKAGE
@@ -12,5 +12,5 @@ def test_a_package_must_be_installed_for_its_configs(tmp_path, monkeypatch):
     (tmp_path / 'mine.py').write_text("_base_ = 'strange_project::a/b.py'")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(MODULE2PACKAGE, 'strange_project', 'strange_project')
-    with pytest.raises(ValueError, match='must be installed, by pip install -e'):
+    with pytest.raises(FileNotFoundError, match='must be installed, by pip install -e'):
         read_config(tmp_path / 'mine.py')

@@ -8,8 +8,7 @@ from kd_mm.registry import METHODS
 from tests import contract
 from tests.contract import Row
 from tests.references import bake, kdcl
-from tests.test_distributed.ranks import run_on_ranks
-from tests.test_models import test_ffsd
+from tests.test_methods import test_ffsd
 
 
 def bake_terms(students, labels):
@@ -107,8 +106,8 @@ ROWS = {
         },
         golden=ffsd_golden,
         students=('leader', 'one', 'two'),
-        backbone={'out_indices': (0, 1, 2, 3)},
-        options=lambda norm_cfg: {'norm_cfg': norm_cfg},
+        backbone={'num_stages': 2, 'out_indices': (0, 1)},
+        norms=('norm_cfg',),
     ),
 }
 all_rows = pytest.mark.parametrize('row', ROWS.values(), ids=ROWS)
@@ -121,72 +120,22 @@ def test_every_method_has_a_row():
 
 
 @all_rows
-def test_terms_equal_the_reference(row):
-    contract.check_terms(row)
+@pytest.mark.parametrize('check', contract.CHECKS, ids=lambda check: check.__name__)
+def test_contract(check, row):
+    check(row)
 
 
 @all_rows
-def test_gradients_go_where_they_may(row):
-    contract.check_gradients(row)
+@pytest.mark.parametrize('check', contract.CHECKS_OF_FILES, ids=lambda check: check.__name__)
+def test_contract_of_files(check, row, tmp_path):
+    check(row, tmp_path)
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
-    return run_on_ranks(contract.step_on_a_rank, tmp_path_factory.mktemp('ranks'), ROWS_FOR_RANKS)
-
-
-# Functions do not travel to other processes, and their terms are not needed there.
-ROWS_FOR_RANKS = {
-    name: row._replace(
-        model={**row.model, **row.options(contract.GROUP_NORM)},
-        terms=None,
-        golden=None,
-        options=contract.no_options,
-    )
-    for name, row in ROWS.items()
-}
+    return contract.on_two_ranks(ROWS, tmp_path_factory.mktemp('ranks'))
 
 
 @pytest.mark.parametrize('name', ROWS)
 def test_two_ranks_equal_one(name, ranks):
-    contract.check_two_ranks(ROWS[name], *(rank[name] for rank in ranks))
-
-
-@all_rows
-def test_float32_under_autocast(row):
-    contract.check_autocast(row)
-
-
-@all_rows
-def test_eager_equals_compiled(row):
-    contract.check_compiled(row)
-
-
-@all_rows
-def test_gradient_accumulation(row):
-    contract.check_accumulation(row)
-
-
-@all_rows
-def test_state_dict_round_trip(row):
-    contract.check_state_dict(row)
-
-
-@all_rows
-def test_export_equals_the_deployed_student(row, tmp_path):
-    contract.check_export(row, tmp_path)
-
-
-@all_rows
-def test_permuting_students_permutes_nothing(row):
-    contract.check_permutation(row)
-
-
-@all_rows
-def test_nothing_learns_in_evaluation(row):
-    contract.check_evaluation(row)
-
-
-@all_rows
-def test_stopped_and_resumed_equals_not_stopped(row, tmp_path):
-    contract.check_resume(row, tmp_path)
+    contract.check_two_ranks(ROWS[name], [rank[name] for rank in ranks])

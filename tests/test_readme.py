@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from kd_mm.run.preflight import check_config
+from kd_mm.run.rehearsal import check_config
 from tests.conftest import REPO
 
 README = (REPO / 'README.md').read_text()
@@ -41,14 +41,3 @@ def test_bake_over_a_recipe_of_mmpretrain_trains(recipe):
     model = MODELS.build({**recipe.model, 'data_preprocessor': recipe.data_preprocessor})
     losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
     assert {'loss', 'loss_bake'} <= losses.keys()
-
-
-def test_each_file_that_the_readme_names_is_there():
-    links = re.findall(r'\]\(([^)#]+)\)', README)
-    paths = re.findall(r'\b(?:tools|configs)/[\w./-]+', README)
-    missing = [
-        path for path in {*links, *paths} if '://' not in path and not (REPO / path).exists()
-    ]
-    assert links
-    assert paths
-    assert missing == []

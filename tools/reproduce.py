@@ -1,22 +1,20 @@
-"""Train the rows of a published table with several seeds; write measured beside published."""
+"""Train the rows of a published table with several seeds; write measured next to published."""
 
 import argparse
 import shlex
 import sys
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.analysis import reproduction
 from kd_mm.run.errors import plain_errors, sigterm_as_interrupt
-from kd_mm.run.preflight import check_folder
+from kd_mm.run.rehearsal import check_folder
 
 REPO = Path(__file__).resolve().parents[1]
 
 
 def parse_args() -> argparse.Namespace:
-    tables = ', '.join(reproduction.table_names(REPO / 'configs'))
+    tables = ', '.join(reproduction.load_tables(REPO / 'configs'))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('table', help=tables)
     parser.add_argument('--seeds', type=int, default=3, help='number of seeds: 0, 1, ... (3)')
@@ -24,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--epochs', type=int, help="length of each run (the recipes' own)")
     parser.add_argument('--subset', type=int, help='train on the first images only (all)')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (1)')
-    parser.add_argument('--rows', nargs='+', metavar='CONFIG', help='these rows only, by name')
+    parser.add_argument('--rows', nargs='+', metavar='NAME', help='these rows only, by name')
     parser.add_argument('--work-dir', help='folder of the runs (work_dirs/reproduce/TABLE)')
     parser.add_argument('--out', help='folder of the tables (the work dir)')
     return parser.parse_args()
@@ -39,33 +37,14 @@ def choose(rows: list[reproduction.Row], names: list[str] | None) -> list[reprod
 
 
 def train(runs: list[reproduction.Run], jobs: int) -> list[reproduction.Run]:
-    total = sum(run.max_epochs for run in runs)
-    columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('epochs, left'),
-        TimeRemainingColumn(),
-    )
-    with sigterm_as_interrupt(), Progress(*columns) as progress:
-        task = progress.add_task('', total=total)
+    def report(run: reproduction.Run) -> None:
+        done = sum(run.result is not None for run in runs)
+        end = 'failed' if run.result is None else 'is done'
+        print(f'{run.work_dir} {end}; {done} of {len(runs)} runs are done', flush=True)
 
-        def watch(runs: list[reproduction.Run]) -> None:
-            done = sum(run.result is not None for run in runs)
-            progress.update(
-                task,
-                completed=sum(run.epochs_done for run in runs),
-                description=f'{done} of {len(runs)} runs',
-            )
-
-        return reproduction.train_all(
-            runs, [sys.executable, str(REPO / 'tools/train.py')], jobs, watch
-        )
-
-
-def tell(failed: list[reproduction.Run]) -> str:
-    logs = '\n  '.join(str(run.work_dir / reproduction.LOG) for run in failed)
-    return f'{len(failed)} runs failed; the last lines of these logs say why:\n  {logs}'
+    with sigterm_as_interrupt():
+        command = [sys.executable, str(REPO / 'tools/train.py')]
+        return reproduction.train_all(runs, command, jobs, report)
 
 
 def main() -> None:
@@ -73,8 +52,10 @@ def main() -> None:
     work_dir = Path(args.work_dir or f'work_dirs/reproduce/{args.table}')
     settings = reproduction.Settings(args.epochs, args.subset, args.data)
     with plain_errors('; the same command goes on with it'):
-        if args.seeds < 1:
-            raise ValueError(f'--seeds must be at least 1, but got {args.seeds}')
+        for flag in ('seeds', 'epochs', 'subset', 'jobs'):
+            value = getattr(args, flag)
+            if value is not None and value < 1:
+                raise ValueError(f'--{flag} must be at least 1, but got {value}')
         check_folder(work_dir)
         if args.out is not None:
             check_folder(args.out, 'the folder of the table', '--out')
@@ -82,24 +63,27 @@ def main() -> None:
             raise NotADirectoryError(f'--data must be a folder, but {args.data} is a file')
         rows = reproduction.load_table(args.table, REPO / 'configs')
         chosen = choose(rows, args.rows)
+        done = {path.parent for path in work_dir.glob(f'*/*/{reproduction.RESULT}')}
         runs = [
             reproduction.Run(row, seed, settings, work_dir)
             for seed in range(args.seeds)
             for row in rows
-            if row in chosen or reproduction.is_done(row, seed, work_dir)
+            if row in chosen or work_dir / row.name / f'seed{seed}' in done
         ]
         failed = train(runs, args.jobs)
     results = [run.result for run in runs if run.result is not None]
-    if failed and not results:
-        sys.exit(f'error: {tell(failed)}')
-    lines = reproduction.summarise(rows, results)
-    command = shlex.join(['python', 'tools/reproduce.py', *sys.argv[1:]])
-    notes = reproduction.notes(settings, runs, args.jobs, command)
-    paths = reproduction.write_table(Path(args.out or work_dir), args.table, lines, results, notes)
-    print(paths[0].read_text())
-    print('wrote', *paths)
+    if results:
+        command = shlex.join(['python', 'tools/reproduce.py', *sys.argv[1:]])
+        notes = reproduction.notes(settings, runs, args.jobs, command)
+        out = Path(args.out or work_dir)
+        paths = reproduction.write_table(out, args.table, rows, results, notes)
+        print(paths[0].read_text())
+        print('wrote', *paths)
     if failed:
-        sys.exit(f'error: {tell(failed)}')
+        logs = '\n  '.join(str(run.work_dir / reproduction.LOG) for run in failed)
+        sys.exit(
+            f'error: {len(failed)} runs failed; the last lines of these logs say why:\n  {logs}'
+        )
 
 
 if __name__ == '__main__':

@@ -15,7 +15,8 @@ import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.checkpoint import UnsafeFileError, safe_files
 from kd_mm.config import read_config
 from kd_mm.resume import CheckpointGuardHook
-from kd_mm.run import errors, launch, preflight
+from kd_mm.run import errors, launch
+from kd_mm.run.rehearsal import check_config, check_folder
 
 PREDICTIONS, METRICS = ('.pkl', '.pickle'), ('.json', '.yml', '.yaml', '.pkl', '.pickle')
 
@@ -51,7 +52,6 @@ def parse_args() -> argparse.Namespace:
     if args.out is None and args.out_item is not None:
         parser.error('--out-item needs --out, the path of the output file')
     check_outputs(parser, args)
-    launch.set_local_rank(args)
     return args
 
 
@@ -73,13 +73,19 @@ def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    launch.check_launcher(args)
-    cfg.launcher = args.launcher
+    launch.set_launcher(cfg, args)
     launch.set_work_dir(cfg, args)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.amp:
         cfg.test_cfg.fp16 = True
+    if args.tta:
+        set_tta(cfg)
+    launch.set_dataloader_defaults(cfg, args, ('test_dataloader',), persistent=False)
+    return cfg
+
+
+def show_pictures(cfg: Config, args: argparse.Namespace) -> None:
     if args.show or args.show_dir is not None:
         cfg.default_hooks.visualization = dict(
             type='VisualizationHook',
@@ -89,10 +95,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
             out_dir=args.show_dir,
             interval=args.interval,
         )
-    if args.tta:
-        set_tta(cfg)
-    launch.set_dataloader_defaults(cfg, args, ('test_dataloader',), persistent=False)
-    return cfg
 
 
 def set_tta(cfg: Config) -> None:
@@ -117,12 +119,12 @@ class Tester(Runner):
 def test(args: argparse.Namespace) -> None:
     with errors.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
-        launch.end_with_launcher(args)
         if launch.is_first_process():
             for flag, path in (('--out', args.out), ('--show-dir', args.show_dir)):
                 if path is not None:
-                    preflight.check_folder(Path(path).parent, f'the folder of {flag}', flag)
-            preflight.check_config(cfg, ('test_dataloader',))
+                    check_folder(Path(path).parent, f'the folder of {flag}', flag)
+            check_config(cfg, ('test_dataloader',))
+    show_pictures(cfg, args)
     with errors.one_sentence():
         launch.use_gloo_without_gpu(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Tester.from_cfg(cfg)

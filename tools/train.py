@@ -12,26 +12,11 @@ from mmengine.runner import Runner, find_latest_checkpoint
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.checkpoint import UnsafeFileError, safe_files
 from kd_mm.config import read_config
-from kd_mm.engine.hooks import (
-    CompileHook,
-    DistillerHook,
-    ExportHook,
-    LossGuardHook,
-)
+from kd_mm.engine.hooks import ExportHook
 from kd_mm.export import shipped_names
-from kd_mm.resume import CheckpointGuardHook, SafeCheckpointHook, SeedHook
 from kd_mm.resume.lock import lock_work_dir
-from kd_mm.run import errors, launch, preflight
-
-# What each run has, also that of a recipe of others.
-HOOKS = (
-    CheckpointGuardHook,
-    CompileHook,
-    DistillerHook,
-    LossGuardHook,
-    SafeCheckpointHook,
-    SeedHook,
-)
+from kd_mm.run import errors, launch
+from kd_mm.run.rehearsal import check_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,19 +44,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--no-persistent-workers',
         action='store_true',
-        help='start the workers of the data loaders anew in each epoch',
+        help='start new workers of the data loaders in each epoch',
+    )
+    parser.add_argument(
+        '--no-check',
+        action='store_true',
+        help='start without the check of the config, which passes two images through the run',
     )
     launch.add_common_arguments(parser)
-    args = parser.parse_args()
-    launch.set_local_rank(args)
-    return args
+    return parser.parse_args()
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    launch.check_launcher(args)
-    cfg.launcher = args.launcher
+    launch.set_launcher(cfg, args)
     launch.set_work_dir(cfg, args)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -96,23 +83,21 @@ def train(args: argparse.Namespace) -> None:
     lock = nullcontext()
     with errors.plain_errors():
         cfg = merge_args(read_config(args.config, args.cfg_options), args)
-        launch.end_with_launcher(args)
         if launch.is_first_process():
-            preflight.check_config(cfg, ('train_dataloader', 'val_dataloader'))
+            if not args.no_check:
+                check_config(cfg, ('train_dataloader', 'val_dataloader'))
             lock = lock_work_dir(cfg.work_dir)
     with lock, errors.one_sentence(cfg.work_dir):
         launch.use_gloo_without_gpu(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        for hook in HOOKS:
-            if not any(isinstance(there, hook) for there in runner.hooks):
-                runner.register_hook(hook())
+        launch.register_hooks(runner)
         runner.train()
         if launch.is_first_process():
-            tell_next_step(runner)
+            log_next_step(runner)
 
 
-def tell_next_step(runner: Runner) -> None:
-    """Say how to take the students out of a cohort's checkpoint, where no hook has done so."""
+def log_next_step(runner: Runner) -> None:
+    """Log how to take the students out of a cohort's checkpoint, where no hook has done so."""
     names = shipped_names(runner.cfg)
     if not names or any(isinstance(hook, ExportHook) for hook in runner.hooks):
         return

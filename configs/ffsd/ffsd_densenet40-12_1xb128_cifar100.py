@@ -1,6 +1,18 @@
-_base_ = [
-    '../_base_/models/ffsd_densenet40_12.py',
-    '../_base_/datasets/cifar100_bs128_reflect_cohort.py',
-    '../_base_/schedules/cifar100_bs128_ffsd_cohort.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './ffsd_resnet32_1xb128_cifar100.py'
+
+model = dict(
+    students={
+        name: dict(
+            backbone=dict(
+                _delete_=True,
+                type='kd_mm.CIFARDenseNet',
+                depth=40,
+                growth_rate=12,
+                init_channels=24,  # as in FFSD's released code; DenseNet's paper has 16
+                out_indices=(0, 1, 2),
+            ),
+            head=dict(in_channels=456),
+        )
+        for name in ('student1', 'student2', 'leader')
+    }
+)

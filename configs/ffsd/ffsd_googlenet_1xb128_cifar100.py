@@ -1,6 +1,15 @@
-_base_ = [
-    '../_base_/models/ffsd_googlenet_cifar.py',
-    '../_base_/datasets/cifar100_bs128_reflect_cohort.py',
-    '../_base_/schedules/cifar100_bs128_ffsd_cohort.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './ffsd_resnet32_1xb128_cifar100.py'
+
+model = dict(
+    students={
+        name: dict(
+            backbone=dict(
+                _delete_=True,
+                type='kd_mm.CIFARGoogLeNet',
+                out_indices=(0, 1, 2),
+            ),
+            head=dict(in_channels=1024),
+        )
+        for name in ('student1', 'student2', 'leader')
+    }
+)

@@ -1,12 +1,5 @@
-_base_ = [
-    '../_base_/models/ffsd_resnet20.py',
-    '../_base_/datasets/cifar100_bs128_reflect_cohort.py',
-    '../_base_/schedules/cifar100_bs128_ffsd_cohort.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './ffsd_resnet32_1xb128_cifar100.py'
 
 model = dict(
-    students={
-        name: dict(head=dict(num_classes=100)) for name in ('student1', 'student2', 'leader')
-    }
+    students={name: dict(backbone=dict(depth=20)) for name in ('student1', 'student2', 'leader')}
 )

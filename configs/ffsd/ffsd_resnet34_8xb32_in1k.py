@@ -1,6 +1,5 @@
-_base_ = [
-    '../_base_/models/ffsd_resnet34_in1k.py',
-    '../_base_/datasets/imagenet_bs32_cohort.py',
-    '../_base_/schedules/imagenet_bs256_ffsd_cohort.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './ffsd_resnet18_8xb32_in1k.py'
+
+model = dict(
+    students={name: dict(backbone=dict(depth=34)) for name in ('student1', 'student2', 'leader')}
+)

@@ -1,6 +1,17 @@
-_base_ = [
-    '../_base_/models/ffsd_wrn16_2.py',
-    '../_base_/datasets/cifar100_bs128_reflect_cohort.py',
-    '../_base_/schedules/cifar100_bs128_ffsd_cohort.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './ffsd_resnet32_1xb128_cifar100.py'
+
+model = dict(
+    students={
+        name: dict(
+            backbone=dict(
+                _delete_=True,
+                type='kd_mm.CIFARWideResNet',
+                depth=16,
+                widen_factor=2,
+                out_indices=(0, 1, 2),
+            ),
+            head=dict(in_channels=128),
+        )
+        for name in ('student1', 'student2', 'leader')
+    }
+)

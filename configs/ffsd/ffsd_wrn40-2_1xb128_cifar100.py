@@ -1,6 +1,5 @@
-_base_ = [
-    '../_base_/models/ffsd_wrn40_2.py',
-    '../_base_/datasets/cifar100_bs128_reflect_cohort.py',
-    '../_base_/schedules/cifar100_bs128_ffsd_cohort.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './ffsd_wrn16-2_1xb128_cifar100.py'
+
+model = dict(
+    students={name: dict(backbone=dict(depth=40)) for name in ('student1', 'student2', 'leader')}
+)

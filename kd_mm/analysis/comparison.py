@@ -2,20 +2,20 @@
 
 import json
 import re
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import pandas as pd
 from mmengine.config import Config
 
+from kd_mm.methods.base import RESERVED_ROWS
 from kd_mm.models.distiller import as_distiller
 from kd_mm.models.networks import student_cfg
 
-from .reproduction import LEFT_OUT, OF_NO_STUDENT, RESULT, Line, Row, summarise
-from .run_log import SINGLE, find_runs, has_trained, read_log, series, top1_curves
+from .reproduction import RESULT, summarise
+from .run_log import LEFT_OUT, SINGLE, find_runs, has_trained, read_log, top1_curves
 
-VANILLA = 'vanilla_'  # how the names of the configs in configs/vanilla begin
 # What a dumped config holds of the run and not of the recipe.
 OF_THE_RUN = ('work_dir', 'resume', 'load_from', 'launcher', 'experiment_name', 'randomness.seed')
 # What a backbone's config holds that is not the network.
@@ -24,15 +24,10 @@ DATA = ('type', 'data_root', 'ann_file', 'data_prefix', 'split')
 
 
 class RecordedRun(NamedTuple):
-    """What a training left in its work dir.
+    """What a training left in its work dir: its dumped config and the entries of its log.
 
-    Attributes:
-        work_dir: The folder.
-        name: Base name of its config.
-        cfg: The config as it was dumped.
-        train: Training entries of its log.
-        val: Validation entries of its log.
-        noted: What ``tools/reproduce.py`` noted at its end; empty without it.
+    ``name`` is that of its config, or of its row in ``tools/reproduce.py``, whose ``result`` is
+    empty without that tool.
     """
 
     work_dir: Path
@@ -40,43 +35,28 @@ class RecordedRun(NamedTuple):
     cfg: Config
     train: list[dict]
     val: list[dict]
-    noted: dict
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the run; None if it was left to chance."""
-        return (self.cfg.get('randomness') or {}).get('seed')
-
-    @property
-    def networks(self) -> list[str]:
-        """Names of the networks with a curve, without summaries of them."""
-        return [name for name in top1_curves(self.val) if name not in LEFT_OUT]
+    result: dict
 
     @property
     def steps(self) -> int:
-        """Iterations of the run so far, as far as the log tells."""
-        logged = max((entry['iter'] for entry in self.train), default=0)
-        return self.noted.get('steps', logged)
+        """Iterations of the run so far, as far as the log has them."""
+        return self.result.get('steps', max((entry['iter'] for entry in self.train), default=0))
 
     @property
     def length(self) -> tuple[int, int, str]:
         """How far the run is, how far it will go, and the unit of both."""
-        cfg = self.cfg.train_cfg
-        if 'max_epochs' in cfg:
-            done = max((entry.get('epoch', 0) for entry in self.train), default=0)
-            # A log entry is of an epoch that goes on; a validation ends it.
-            validated = max((entry['step'] for entry in self.val), default=done)
-            return min(done, validated), cfg.max_epochs, 'epochs'
-        return self.steps, cfg.max_iters, 'iterations'
+        if 'max_epochs' not in self.cfg.train_cfg:
+            return self.steps, self.cfg.train_cfg.max_iters, 'iterations'
+        done = max((entry.get('epoch', 0) for entry in self.train), default=0)
+        # A training entry is of an epoch that goes on; a validation ends it.
+        validated = max((entry['step'] for entry in self.val), default=done)
+        return min(done, validated), self.cfg.train_cfg.max_epochs, 'epochs'
 
 
 class Recipe(NamedTuple):
-    """Runs of one config, one for each seed.
+    """Runs of one config by seed, and the vanilla recipe that each network is compared with.
 
-    Attributes:
-        name: Base name of the config; where configs of one name differ, how they do is added.
-        runs: The runs by seed. A seed left to chance has a negative number of its own.
-        vanilla: The recipe without distillation that a network is compared with, by network.
+    Configs of one name add to it how they differ. A random seed has a negative number of its own.
     """
 
     name: str
@@ -86,61 +66,31 @@ class Recipe(NamedTuple):
     @property
     def networks(self) -> list[str]:
         """Names of the networks, in the order of the log."""
-        return list(dict.fromkeys(n for run in self.runs.values() for n in run.networks))
+        names = {name: None for run in self.runs.values() for name in top1_curves(run.val)}
+        return [name for name in names if name not in LEFT_OUT]
 
-
-class Cost(NamedTuple):
-    """What a recipe costs; medians over its runs, None where the log does not tell.
-
-    Attributes:
-        step_ms: Milliseconds of a step, waiting for data included.
-        data_ms: Milliseconds of it spent waiting for data.
-        steps: Iterations of a run.
-        train_s: Seconds of all steps of a run.
-        run_s: Seconds of a whole process with start and validation, as measured.
-        gpu_mib: Largest peak memory of the GPU.
-        host_mib: Largest peak memory of the process.
-        times_vanilla: ``train_s`` over that of the vanilla recipes of its networks together.
-    """
-
-    step_ms: float | None
-    data_ms: float | None
-    steps: int
-    train_s: float | None
-    run_s: float | None
-    gpu_mib: int | None
-    host_mib: int | None
-    times_vanilla: float | None
+    @property
+    def first(self) -> RecordedRun:
+        """One of the runs, for what they have in common."""
+        return next(iter(self.runs.values()))
 
 
 def read_run(work_dir: Path) -> RecordedRun:
-    """Read what a training left.
-
-    Args:
-        work_dir: Its work dir.
-
-    Returns:
-        The run.
-
-    Raises:
-        ValueError: If the config that MMEngine dumps next to the log is missing.
-    """
+    """Read what a training left; raise ValueError if its dumped config is missing."""
     dumped = sorted(work_dir.glob('*/vis_data/config.py'))
     # A test in the work dir dumps its own.
     dumped = [path for path in dumped if has_trained(path.with_name('scalars.json'))] or dumped
     if not dumped:
         raise ValueError(
-            f'a run must have its config beside its log, */vis_data/config.py, but {work_dir} has '
-            'none; keep the files that MMEngine writes together'
+            'a run must have its config next to its log, */vis_data/config.py, but '
+            f'{work_dir} has none; keep the files that MMEngine writes together'
         )
-    note = work_dir / RESULT
-    noted = json.loads(note.read_text()) if note.exists() else {}
-    name = noted.get('config')
-    if name is None:
-        named = [path.stem for path in sorted(work_dir.glob('*.py'))]
-        name = named[0] if named else work_dir.name
-        name = work_dir.parent.name if re.fullmatch(r'seed\d+', name) else name
-    return RecordedRun(work_dir, name, Config.fromfile(dumped[-1]), *read_log(work_dir), noted)
+    result = work_dir / RESULT
+    result = json.loads(result.read_text()) if result.exists() else {}
+    name = next((path.stem for path in sorted(work_dir.glob('*.py'))), work_dir.name)
+    name = work_dir.parent.name if re.fullmatch(r'seed\d+', name) else name
+    cfg = Config.fromfile(dumped[-1])
+    return RecordedRun(work_dir, result.get('config', name), cfg, *read_log(work_dir), result)
 
 
 def read_recipes(
@@ -148,120 +98,86 @@ def read_recipes(
     vanilla: Sequence[str] = (),
     known: Mapping[str, str | Mapping[str, str]] | None = None,
 ) -> list[Recipe]:
-    """Read runs and sort them by recipe.
+    """Read runs and group them by recipe.
 
-    A network is compared with the recipe that ``known`` names for it, else with the vanilla recipe
-    of the same backbone and validation data.
+    A network is compared with the recipe that ``known`` names for it. Otherwise it is compared
+    with the vanilla recipe of the same backbone and validation data.
 
     Args:
         paths: Work dirs, or folders of them at any depth.
         vanilla: Names of the recipes without distillation; a single one serves every network.
-            Default: those whose names begin with ``vanilla_``, as in ``configs/vanilla``.
-        known: The vanilla recipe of published recipes: one name for all networks, or by network.
+            Default: those whose names begin with ``vanilla_``.
+        known: The vanilla recipe of known recipes, for all networks or by network.
 
     Returns:
-        The recipes in the order in which they are found, vanilla ones first.
+        The recipes, vanilla ones first.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
         ValueError: If there is no run, two runs of one recipe have one seed, ``vanilla`` names
-            none of the recipes, or several vanilla recipes fit a network.
+            an unknown recipe, or several vanilla recipes fit a network.
     """
     groups: dict[tuple, dict[int, RecordedRun]] = {}
     for index, run in enumerate(map(read_run, find_runs(paths))):
-        settings = frozenset(
-            (key, repr(value))
-            for key, value in flatten(run.cfg.to_dict())
-            if key not in OF_THE_RUN
-        )
+        (cfg,) = pd.json_normalize(run.cfg.to_dict()).to_dict('records')
+        settings = frozenset((key, repr(cfg[key])) for key in cfg if key not in OF_THE_RUN)
         runs = groups.setdefault((run.name, settings), {})
-        # A number of its own for a seed left to chance: no gain is taken seed by seed.
-        seed = -1 - index if run.seed is None else run.seed
+        # A number of its own for a random seed: no gain is taken seed by seed.
+        seed = (run.cfg.get('randomness') or {}).get('seed')
+        seed = -1 - index if seed is None else seed
         if seed in runs:
             raise ValueError(
                 f'runs of {run.name} must have different seeds, but {runs[seed].work_dir} and '
                 f'{run.work_dir} both have {seed}; give one of them'
             )
         runs[seed] = run
-    names = _names(list(groups))
     recipes = [
-        Recipe(name, dict(sorted(runs.items())), {})
-        for name, runs in zip(names, groups.values(), strict=True)
+        Recipe(_name(*key, groups), dict(sorted(runs.items())), {}) for key, runs in groups.items()
     ]
+    names = [recipe.name for recipe in recipes]
     unknown = set(vanilla) - set(names)
     if unknown:
         raise ValueError(
             f'--vanilla must name recipes that were trained, {", ".join(names)}, but got '
             f'{", ".join(sorted(unknown))}'
         )
-    plain = [r for r in recipes if (r.name in vanilla if vanilla else is_vanilla(r.name))]
-    taken = {recipe.name for recipe in plain}
+    chosen = vanilla or [name for name in names if name.startswith('vanilla_')]
+    plain = [recipe for recipe in recipes if recipe.name in chosen]
     return plain + [
         recipe._replace(vanilla=_find_vanilla(recipe, plain, known or {}, len(vanilla) == 1))
         for recipe in recipes
-        if recipe.name not in taken
+        if recipe.name not in chosen
     ]
 
 
-def is_vanilla(name: str) -> bool:
-    """Tell whether a config's name is one of ``configs/vanilla``."""
-    return name.startswith(VANILLA)
-
-
-def flatten(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield the values of a nested config with their dotted paths.
-
-    Examples:
-        >>> list(flatten({'a': {'b': 1}, 'c': [2, {'d': 3}]}))
-        [('a.b', 1), ('c.0', 2), ('c.1.d', 3)]
-    """
-    if isinstance(node, Mapping):
-        children = node.items()
-    elif isinstance(node, (list, tuple)):
-        children = enumerate(node)
-    else:
-        yield path, node
-        return
-    for key, child in children:
-        yield from flatten(child, f'{path}.{key}' if path else str(key))
-
-
-def _names(keys: Sequence[tuple[str, frozenset]]) -> list[str]:
-    """Return one name for each (name, settings), saying what differs where names are alike."""
-    names = []
-    for name, settings in keys:
-        alike = [other for other_name, other in keys if other_name == name]
-        differing = settings - frozenset.intersection(*alike)
-        listed = sorted(f'{key}={value}' for key, value in differing)
-        if len(alike) == 1:
-            names.append(name)
-        elif 0 < len(listed) <= 3:
-            names.append(f'{name} ({", ".join(listed)})')
-        else:
-            names.append(f'{name} (variant {alike.index(settings) + 1})')
-    return names
+def _name(name: str, settings: frozenset, groups: Mapping[tuple, dict]) -> str:
+    """Return a recipe's name, with what differs in it from others of the same name."""
+    alike = [other for other_name, other in groups if other_name == name]
+    differing = sorted(
+        f'{key}={value}' for key, value in settings - frozenset.intersection(*alike)
+    )
+    if len(alike) == 1:
+        return name
+    if 0 < len(differing) <= 3:
+        return f'{name} ({", ".join(differing)})'
+    return f'{name} (variant {alike.index(settings) + 1})'
 
 
 def _find_vanilla(
-    recipe: Recipe,
-    plain: Sequence[Recipe],
-    known: Mapping[str, str | Mapping[str, str]],
-    serves_all: bool,
+    recipe: Recipe, plain: Sequence[Recipe], known: Mapping[str, str | dict], serves_all: bool
 ) -> dict[str, str]:
     """Return the vanilla recipe of each network that has one."""
-    run = next(iter(recipe.runs.values()))
-    noted = known.get(run.name, {})
+    named = known.get(recipe.first.name, {})
     found = {}
     for network in recipe.networks:
-        if network in OF_NO_STUDENT:
+        if network in RESERVED_ROWS:
             continue
-        name = noted if isinstance(noted, str) else noted.get(network)
-        fitting = [other for other in plain if other.name == name]
-        fitting = fitting or [o for o in plain if _same_network(run, network, o)]
-        if serves_all:
-            fitting = list(plain)
+        name = named if isinstance(named, str) else named.get(network)
+        fitting = [other for other in plain if serves_all or other.name == name]
+        fitting = fitting or [o for o in plain if _same_network(recipe.first, network, o.first)]
         if len(fitting) > 1:  # the same network on several schedules
-            fitting = [o for o in fitting if _max(o) == _max(recipe)] or fitting
+            length = recipe.first.length[1:]
+            fitting = [other for other in fitting if other.first.length[1:] == length] or fitting
         if len(fitting) > 1:
             raise ValueError(
                 f'one vanilla recipe must fit {network} of {recipe.name}, but '
@@ -272,103 +188,68 @@ def _find_vanilla(
     return found
 
 
-def _max(recipe: Recipe) -> tuple[int, str]:
-    return next(iter(recipe.runs.values())).length[1:]
-
-
-def _same_network(run: RecordedRun, network: str, other: Recipe) -> bool:
-    """Tell whether a vanilla recipe trains the same backbone for the same validation images."""
-    plain = next(iter(other.runs.values()))
+def _same_network(run: RecordedRun, network: str, plain: RecordedRun) -> bool:
+    """Return whether a vanilla run trains the same backbone for the same validation images."""
     model, options = run.cfg.model, as_distiller(run.cfg.model)
     if options is not None:
         students = options.get('students') or {SINGLE: options['student']}
         model = student_cfg(students[network]) if network in students else {}
-    own, others = ({**m.get('backbone', {})} for m in (model, plain.cfg.model))
+    own, others = (dict(m.get('backbone', {})) for m in (model, plain.cfg.model))
     for backbone in (own, others):
         for key in OF_NO_NETWORK:
             backbone.pop(key, None)
         backbone['type'] = str(backbone.get('type')).removeprefix('mmpretrain.')
-    return own == others and _data(run.cfg) == _data(plain.cfg)
+    data = [
+        [(r.cfg.get('val_dataloader') or {}).get('dataset', {}).get(key) for key in DATA]
+        for r in (run, plain)
+    ]
+    return own == others and data[0] == data[1]
 
 
-def _data(cfg: Config) -> list:
-    """Return what tells data sets apart."""
-    loader = cfg.get('val_dataloader') or {}
-    return [loader.get('dataset', {}).get(key) for key in DATA]
-
-
-def lines(recipes: Sequence[Recipe]) -> list[Line]:
-    """Return a line per recipe and network.
-
-    See :func:`kd_mm.analysis.reproduction.summarise`.
-
-    Args:
-        recipes: Of :func:`read_recipes`; runs without a validation are left out.
-    """
-    rows = [Row(Path(f'{recipe.name}.py'), {}, recipe.vanilla) for recipe in recipes]
+def lines(recipes: Sequence[Recipe]) -> list[dict]:
+    """Return a line per recipe and network; see :func:`kd_mm.analysis.reproduction.summarise`."""
     results = [
         {
-            'config': row.name,
+            'config': recipe.name,
             'seed': seed,
             'steps': run.steps,
             'top1': top1_curves(run.val),
-            'seconds': run.noted.get('seconds'),
-            'peak_host_mib': run.noted.get('peak_host_mib', 0),
-            'peak_gpu_mib': peak_gpu(run) or 0,
+            'seconds': run.result.get('seconds'),
+            'peak_gpu_mib': max((entry.get('memory', 0) for entry in run.train), default=0),
         }
-        for row, recipe in zip(rows, recipes, strict=True)
+        for recipe in recipes
         for seed, run in recipe.runs.items()
-        if run.val
     ]
-    return summarise(rows, results)
+    return summarise(results, {recipe.name: recipe.vanilla for recipe in recipes})
 
 
-def peak_gpu(run: RecordedRun) -> int | None:
-    """Return the peak memory of the GPU in MiB; None where the log has none."""
-    return max(series(run.train, 'memory').values(), default=None)
+def costs(recipes: Sequence[Recipe]) -> pd.DataFrame:
+    """Return time and memory of each recipe, medians over runs; NaN where the log has none.
 
-
-def costs(recipes: Sequence[Recipe]) -> dict[str, Cost]:
-    """Return what each recipe costs, by its name.
-
-    Args:
-        recipes: Of :func:`read_recipes`.
+    The training time is that of all steps. It is compared with the sum of the vanilla recipes.
     """
-    found = {recipe.name: _cost(recipe) for recipe in recipes}
+    rows = []
     for recipe in recipes:
-        own = found[recipe.name].train_s
-        plain = [found[name].train_s for name in recipe.vanilla.values()]
-        students = [name for name in recipe.networks if name not in OF_NO_STUDENT]
-        if own and plain and all(plain) and len(plain) == len(students):
-            found[recipe.name] = found[recipe.name]._replace(times_vanilla=own / sum(plain))
-    return found
-
-
-def _cost(recipe: Recipe) -> Cost:
-    runs = list(recipe.runs.values())
-    step, data = (
-        _median(_typical(series(run.train, key)) for run in runs if series(run.train, key))
-        for key in ('time', 'data_time')
-    )
-    steps = max(run.steps for run in runs)
-    return Cost(
-        None if step is None else 1000 * step,
-        None if data is None else 1000 * data,
-        steps,
-        None if step is None else steps * step,
-        _median(run.noted['seconds'] for run in runs if run.noted.get('seconds')),
-        max((peak for run in runs if (peak := peak_gpu(run))), default=None),
-        max((run.noted.get('peak_host_mib', 0) for run in runs), default=0) or None,
-        None,
-    )
-
-
-def _typical(values: Mapping[int, float]) -> float:
-    """Return the median of a series but its first value, in which the run warms up."""
-    first, *others = values.values()
-    return statistics.median(others or [first])
-
-
-def _median(values: Iterator[float]) -> float | None:
-    values = list(values)
-    return statistics.median(values) if values else None
+        logs = []
+        for run in recipe.runs.values():
+            log = pd.DataFrame(run.train, columns=['time', 'data_time', 'memory'])
+            logs.append(log[log.index >= min(1, len(log) - 1)])  # without the slow first entry
+        typical = pd.DataFrame([log.median() for log in logs]).median()
+        steps = max(run.steps for run in recipe.runs.values())
+        seconds = [run.result.get('seconds') for run in recipe.runs.values()]
+        row = {
+            'recipe': recipe.name,
+            'ms per step': 1000 * typical['time'],
+            'of it waiting for data': 1000 * typical['data_time'],
+            'steps': steps,
+            'training, s': steps * typical['time'],
+            'whole run, s': pd.Series(seconds, dtype=float).median(),
+            'GPU peak, MiB': pd.concat(logs)['memory'].max(),
+        }
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    training = frame.set_index('recipe')['training, s']
+    complete = [len(r.vanilla) == len(set(r.networks).difference(RESERVED_ROWS)) for r in recipes]
+    alone = pd.Series([training[[*r.vanilla.values()]].sum(skipna=False) for r in recipes])
+    frame['training over vanilla'] = (frame['training, s'] / alone).where(complete)
+    return frame

@@ -1,89 +1,45 @@
 """One page that shows which method helps, by how much, at what cost."""
 
+import base64
 import datetime
-import statistics
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from sklearn.calibration import calibration_curve
+from torchmetrics.functional.classification import binary_calibration_error
 
 import kd_mm
 
-from . import figures
-from .calibration import (
-    Predictions,
-    Reliability,
-    expected_calibration_error,
-    negative_log_likelihood,
-    per_class_accuracy,
-    reliability,
-)
-from .comparison import Cost, Recipe, costs, lines
-from .figures import DASHES, Curve, Figure, Look, look_of, over_seeds
-from .predictions import RunPredictions
-from .reproduction import Line, mean_sd
-from .run_log import MONITOR, SINGLE, keys_with, series, top1_key
+from .comparison import Recipe, costs, lines
+from .figures import COLORS, REFERENCE
+from .predictions import Predictions
+from .reproduction import mean_sd, to_table
+from .run_log import MONITOR, SINGLE, TOP1
 
-TEMPLATE = 'report.html.j2'
+BINS = 15  # of the calibration error
 LISTED = 10  # classes at each end of a long table
-
-
-class Dots(NamedTuple):
-    """Values of seeds on a common scale, as places in percent of its length.
-
-    Attributes:
-        at: Place of each seed.
-        mean: Place of the mean.
-        zero: Place of 0; None where the scale has none.
-    """
-
-    at: list[float]
-    mean: float
-    zero: float | None
-
-
-class Result(NamedTuple):
-    """A line of the first table.
-
-    Attributes:
-        line: The network of a recipe, over seeds.
-        top1: Mean and spread of its accuracy.
-        dots: Accuracies of the seeds.
-        vanilla: What it is compared with; None: nothing.
-        gains: Gain of each seed, or of the mean where seeds differ; empty without a comparison.
-        gain: Mean and spread of the gains.
-        gain_dots: Gains of the seeds.
-        rises: How many seeds gain; empty where seeds differ.
-        cost: What the recipe costs.
-    """
-
-    line: Line
-    top1: str
-    dots: Dots
-    vanilla: str | None
-    gains: list[float]
-    gain: str
-    gain_dots: Dots | None
-    rises: str
-    cost: Cost
-
-
-class ClassGain(NamedTuple):
-    """Per-class gain of a network of a recipe."""
-
-    recipe: str
-    network: str
-    vanilla: str
-    figure: Figure
-    rows: list[tuple[str, int, float, float, float]]
-    left_out: int
+STYLE = {
+    'svg.fonttype': 'none',
+    'text.parse_math': False,  # names may hold a dollar sign
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.alpha': 0.4,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+}
+Found = tuple[list[dict[str, str]], pd.DataFrame]  # figures and a table
 
 
 def write_report(
-    recipes: Sequence[Recipe], predictions: Mapping[Path, RunPredictions], out: Path
+    recipes: Sequence[Recipe], predictions: Mapping[Path, Predictions], out: Path
 ) -> None:
     """Write the page: one HTML file that opens without network.
 
@@ -92,22 +48,6 @@ def write_report(
         predictions: Predictions of runs by work dir; none for runs without.
         out: Path of the page; its folder is made.
     """
-    results = _results(recipes)
-    context = {
-        'created': datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z'),
-        'version': kd_mm.__version__,
-        'recipes': recipes,
-        'notes': _notes(recipes),
-        'costs': costs(recipes),
-        'results': results,
-        'best': _best(results),
-        'curves': _learning_curves(recipes),
-        'losses': _logged(recipes, 'loss'),
-        'monitors': _logged(recipes, MONITOR),
-        'calibration': _calibration(recipes, predictions),
-        'classes': _class_gains(recipes, predictions),
-        'missing': _missing(recipes, predictions),
-    }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -115,99 +55,43 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {'svg': lambda figure: Markup(figure.svg), 'number': _number}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(environment.get_template(TEMPLATE).render(context), encoding='utf-8')
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    """Write a number with thousands apart; nothing for None.
-
-    Examples:
-        >>> _number(1234.56), _number(None), _number(7, 0)
-        ('1,234.6', '-', '7')
-    """
-    return '-' if value is None else f'{value:,.{digits}f}'
-
-
-def _results(recipes: Sequence[Recipe]) -> list[Result]:
-    """Return the lines of the first table."""
-    vanilla = {recipe.name: recipe.vanilla for recipe in recipes}
-    cost = costs(recipes)
-    all_lines = lines(recipes)
-    plain = {line.recipe: line for line in all_lines if line.network == SINGLE}
-    gains = [
-        _gain(line, plain.get(vanilla[line.recipe].get(line.network, ''))) for line in all_lines
-    ]
-    scale = [value for line in all_lines for value in line.top1.values()]
-    gain_scale = [0.0, *(value for gain in gains for value in gain)]
-    results = []
-    for line, gain in zip(all_lines, gains, strict=True):
-        top1 = list(line.top1.values())
-        paired = bool(gain and line.gain)
-        results.append(
-            Result(
-                line,
-                mean_sd(top1),
-                _dots(top1, scale),
-                vanilla[line.recipe].get(line.network) if gain else None,
-                gain,
-                mean_sd(gain, sign=True) if gain else '',
-                _dots(gain, gain_scale) if gain else None,
-                f'{sum(g > 0 for g in gain)} of {len(gain)}' if paired else '',
-                cost[line.recipe],
-            )
+    environment.filters['table'] = lambda frame: Markup(
+        frame.to_html(index=False, border=0, na_rep='-', float_format='{:,.2f}'.format)
+    )
+    images = _images(recipes, predictions)
+    runs = [run for recipe in recipes for run in recipe.runs.values()]
+    with matplotlib.rc_context(STYLE):
+        page = environment.get_template('report.html.j2').render(
+            created=datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z'),
+            version=kd_mm.__version__,
+            recipes=recipes,
+            notes=_notes(recipes),
+            results=_results(recipes),
+            curves=_learning_curves(recipes),
+            losses=_logged(recipes, 'loss'),
+            monitors=_logged(recipes, MONITOR),
+            costs=costs(recipes),
+            calibration=_calibration(images),
+            classes=_class_gains(recipes, images),
+            missing=[run for run in runs if run.work_dir not in predictions],
         )
-    return results
-
-
-def _gain(line: Line, base: Line | None) -> list[float]:
-    """Return the gain of each seed, or of the means where no seed is in common."""
-    if base is None:
-        return []
-    if line.gain:
-        return list(line.gain.values())
-    return [statistics.mean(line.top1.values()) - statistics.mean(base.top1.values())]
-
-
-def _dots(values: Sequence[float], scale: Sequence[float]) -> Dots:
-    low, high = min(scale), max(scale)
-
-    def place(value: float) -> float:
-        return round(100 * (value - low) / (high - low), 2) if high > low else 50.0
-
-    mean = place(statistics.mean(values))
-    return Dots([place(v) for v in values], mean, place(0.0) if low <= 0 <= high else None)
-
-
-def _best(results: Sequence[Result]) -> Result | None:
-    """Return the largest mean gain."""
-    gained = [result for result in results if result.gains]
-    return max(gained, key=lambda result: statistics.mean(result.gains), default=None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding='utf-8')
 
 
 def _notes(recipes: Sequence[Recipe]) -> list[str]:
     """Return what a reader must know of these runs."""
-    notes = []
-    for recipe in recipes:
-        for run in recipe.runs.values():
-            done, whole, unit = run.length
-            if done < whole:
-                notes.append(f'{run.work_dir} has gone {done} of {whole} {unit}.')
-            if not run.val:
-                notes.append(f'{run.work_dir} has not been validated: it has no accuracy.')
-    lengths = {next(iter(recipe.runs.values())).length[1:] for recipe in recipes}
+    notes, lengths = [], set()
+    for run in (run for recipe in recipes for run in recipe.runs.values()):
+        done, whole, unit = run.length
+        lengths.add(f'{whole} {unit}')
+        if done < whole:
+            notes.append(f'{run.work_dir} has gone {done} of {whole} {unit}.')
     if len(lengths) > 1:
-        notes.append(
-            'Recipes differ in length: '
-            + ', '.join(f'{whole} {unit}' for whole, unit in sorted(lengths))
-            + '. A gain holds for one length only.'
-        )
-    counts = {len(recipe.runs) for recipe in recipes}
-    if min(counts) < 3:
-        notes.append(
-            'With fewer than three seeds the spread says little: train more before you decide.'
-        )
+        listed = ', '.join(sorted(lengths))
+        notes.append(f'Recipes differ in length: {listed}. A gain holds for one length only.')
+    if min(len(recipe.runs) for recipe in recipes) < 3:
+        notes.append('With fewer than three seeds the spread says little: train more of them.')
     if not any(recipe.vanilla for recipe in recipes):
         notes.append(
             'There are no gains: no recipe here is the vanilla one of another. Train it too (its '
@@ -216,154 +100,180 @@ def _notes(recipes: Sequence[Recipe]) -> list[str]:
     return notes
 
 
-def _looks(recipes: Sequence[Recipe]) -> dict[str, Look]:
-    """Return one look for each network name of the page."""
-    names = dict.fromkeys(name for recipe in recipes for name in recipe.networks)
-    return {name: look_of(index) for index, name in enumerate(names)}
+def _results(recipes: Sequence[Recipe]) -> Found:
+    """Return accuracies and gains, and each seed's in a figure."""
+    found = lines(recipes)
+    if not found:
+        return [], pd.DataFrame()
+    table = to_table(found).drop(columns=['published', 'steps', 's per run', 'GPU MiB'])
+    both = _axes(columns=2, size=(9.2, 1 + 0.25 * len(found)))
+    for index, line in enumerate(found):
+        for axis, key in zip(both, ('top1', 'gain'), strict=True):
+            values = list((line[key] or {}).values())
+            axis.plot(values, [index] * len(values), 'o', color=COLORS[0], alpha=0.6)
+            axis.plot(np.mean(values or np.nan), index, '|', color='black', markersize=14)
+    both[0].set(xlabel='top-1 accuracy in percent', yticks=range(len(found)))
+    both[0].set_yticklabels([f'{line["recipe"]}, {line["network"]}' for line in found])
+    both[0].invert_yaxis()
+    both[1].axvline(0, color=REFERENCE)
+    figure = _finish(both[1], 'Each seed, and the mean', xlabel='gain in percentage points')
+    return [figure], table
 
 
-def _learning_curves(recipes: Sequence[Recipe]) -> list[Figure]:
-    """Return a figure per recipe, all with one range of y."""
-    looks, by_name = _looks(recipes), {recipe.name: recipe for recipe in recipes}
-    drawn = {
-        recipe.name: [
-            _curve(recipe, network, network, looks[network]) for network in recipe.networks
-        ]
-        for recipe in recipes
-    }
-    values = [value for curves in drawn.values() for c in curves for value in (*c.low, *c.high)]
-    if not values:
-        return []
-    margin = 0.03 * (max(values) - min(values)) or 1.0
-    ylim = min(values) - margin, max(values) + margin
+def _learning_curves(recipes: Sequence[Recipe]) -> list[dict[str, str]]:
+    """Return a figure for each recipe; its vanilla recipes are grey."""
+    logs = {r.name: [pd.DataFrame(run.val) for run in r.runs.values()] for r in recipes}
     found = []
-    for recipe in recipes:
-        references = [
-            _curve(by_name[name], SINGLE, name, Look(None, DASHES[1 + index % 3]))
-            for index, name in enumerate(dict.fromkeys(recipe.vanilla.values()))
-            if SINGLE in by_name[name].networks
-        ]
-        if curves := drawn[recipe.name]:
-            unit = next(iter(recipe.runs.values())).length[2].removesuffix('s')
-            found.append(
-                figures.line_figure(
-                    recipe.name, [*references, *curves], unit, 'top-1 accuracy in percent', ylim
-                )
-            )
+    for recipe in (recipe for recipe in recipes if recipe.networks):
+        axis = _axes()
+        for index, name in enumerate(sorted(set(recipe.vanilla.values()))):
+            look = {'color': REFERENCE, 'linestyle': ('--', ':', '-.')[index % 3]}
+            _plot_curve(axis, logs[name], TOP1, name, look)
+        for network, look in _looks(recipe.networks).items():
+            key = TOP1 if network == SINGLE else f'{network}/{TOP1}'
+            _plot_curve(axis, logs[recipe.name], key, network, look)
+        unit = recipe.first.length[2].removesuffix('s')
+        found.append(_finish(axis, recipe.name, xlabel=unit, ylabel='top-1 accuracy in percent'))
     return found
 
 
-def _curve(recipe: Recipe, network: str, label: str, look: Look) -> Curve:
-    runs = [series(run.val, top1_key(network)) for run in recipe.runs.values()]
-    return over_seeds(label, look, [run for run in runs if run])
-
-
-def _logged(recipes: Sequence[Recipe], part: str) -> list[Figure]:
-    """Return figures of the training log, per recipe; monitors by kind, too."""
+def _logged(recipes: Sequence[Recipe], part: str) -> list[dict[str, str]]:
+    """Return figures of the training log: of a recipe's losses, or of each kind of diagnostics."""
     found = []
     for recipe in recipes:
-        runs = [run.train for run in recipe.runs.values()]
-        keys = dict.fromkeys(key for run in runs for key in keys_with(run, part))
-        groups: dict[str, dict[str, str]] = {}
-        for key in keys:
+        logs = [pd.DataFrame(run.train) for run in recipe.runs.values()]
+        kinds: dict[str, dict[str, str]] = {}
+        for key in dict.fromkeys(key for log in logs for key in log if part in key):
+            kind, _, label = key.removeprefix(MONITOR).partition('/')
             if part == MONITOR:
-                kind, _, label = key.removeprefix(MONITOR).partition('/')
-                groups.setdefault(kind, {})[label or kind] = key
+                kinds.setdefault(kind.replace('_', ' '), {})[key] = label or kind
             elif not key.startswith(MONITOR):
-                groups.setdefault('', {})[key] = key
-        for kind, labels in groups.items():
-            curves = [
-                over_seeds(label, look_of(index), [s for run in runs if (s := series(run, key))])
-                for index, (label, key) in enumerate(labels.items())
-            ]
-            title = f'{kind.replace("_", " ")}: {recipe.name}' if kind else recipe.name
-            found.append(
-                figures.line_figure(title, curves, 'iteration', kind.replace('_', ' ') or 'loss',
-                                    log=part == 'loss')
-            )  # fmt: skip
+                kinds.setdefault('loss', {})[key] = key
+        for kind, labels in kinds.items():
+            axis = _axes()
+            for key, look in _looks(list(labels)).items():
+                _plot_curve(axis, logs, key, labels[key], look)
+            if part == 'loss' and 0 < 10 * axis.dataLim.y0 <= axis.dataLim.y1:
+                axis.set_yscale('log')
+                axis.yaxis.set_major_formatter('{x:g}')  # no mathematics, see STYLE
+                axis.yaxis.set_minor_formatter('')
+            title = recipe.name if part == 'loss' else f'{kind}: {recipe.name}'
+            found.append(_finish(axis, title, xlabel='iteration', ylabel=kind))
     return found
 
 
-def _of_network(
-    recipe: Recipe, predictions: Mapping[Path, RunPredictions], network: str
-) -> list[Predictions]:
-    """Return a network's predictions, one for each seed that has them."""
-    kept = [predictions[r.work_dir] for r in recipe.runs.values() if r.work_dir in predictions]
-    return [run.networks[network] for run in kept if network in run.networks]
-
-
-def _calibration(
-    recipes: Sequence[Recipe], predictions: Mapping[Path, RunPredictions]
-) -> dict[str, list]:
-    """Return the reliability diagrams and the lines of the table."""
-    looks = _looks(recipes)
-    found: dict[str, list] = {'figures': [], 'rows': []}
+def _images(recipes: Sequence[Recipe], predictions: Mapping[Path, Predictions]) -> pd.DataFrame:
+    """Return all predictions, one row for each recipe, network, seed and image."""
+    parts = [pd.DataFrame(columns=['recipe', 'network', 'seed', 'class', 'hit'])]
     for recipe in recipes:
-        curves = []
-        for network in recipe.networks:
-            seeds = _of_network(recipe, predictions, network)
-            if not seeds:
-                continue
-            measures = (
-                [100 * float(seed.hits.mean()) for seed in seeds],
-                [100 * float(seed.confidence.mean()) for seed in seeds],
-                [100 * expected_calibration_error(seed) for seed in seeds],
-            )
-            likelihood = [negative_log_likelihood(seed) for seed in seeds]
-            found['rows'].append(
-                (recipe.name, network, len(seeds), *map(mean_sd, measures),
-                 mean_sd(likelihood, digits=3))
-            )  # fmt: skip
-            curves.append((network, looks[network], *_pooled(seeds)))
-        if curves:
-            found['figures'].append(figures.reliability_figure(recipe.name, curves))
-    return found
+        for seed, run in recipe.runs.items():
+            found = predictions.get(run.work_dir)
+            for row, network in enumerate([] if found is None else found.networks):
+                part = {
+                    'recipe': recipe.name,
+                    'network': network,
+                    'seed': seed,
+                    'class': found.classes[found.labels],
+                    'hit': found.predicted[row] == found.labels,
+                    'confidence': found.confidence[row],
+                    'nll': -np.log(found.true_prob[row].clip(np.finfo(np.float32).tiny)),
+                }
+                parts.append(pd.DataFrame(part))
+    return pd.concat(parts[1:] or parts)
 
 
-def _pooled(seeds: Sequence[Predictions]) -> Reliability:
-    """Return the diagram of all seeds together."""
-    return reliability(
-        Predictions(*(np.concatenate(column) for column in zip(*seeds, strict=True)))
-    )
+def _calibration(images: pd.DataFrame) -> Found:
+    """Return the reliability diagrams, with seeds pooled, and the measures."""
+    figures = []
+    for recipe, own in images.groupby('recipe', sort=False):
+        axis = _axes()
+        axis.axline((0, 0), slope=1, color=REFERENCE)
+        for network, look in _looks(own.network.unique()).items():
+            seeds = own[own.network == network]
+            accuracy, confidence = calibration_curve(seeds.hit, seeds.confidence, n_bins=BINS)
+            axis.plot(confidence, accuracy, label=network, marker='.', **look)
+        axis.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel='share of right predictions')
+        figures.append(_finish(axis, recipe, xlabel='confidence'))
+    if images.empty:
+        return figures, images
+
+    def measures(seed: pd.DataFrame) -> pd.Series:
+        confidence, hit = (torch.tensor(seed[key].to_numpy()) for key in ('confidence', 'hit'))
+        values = {
+            'top-1, %': 100 * seed.hit.mean(),
+            'mean confidence, %': 100 * seed.confidence.mean(),
+            'ECE, %': 100 * binary_calibration_error(confidence, hit, n_bins=BINS).item(),
+            'NLL, nats': seed.nll.mean(),
+        }
+        return pd.Series(values)
+
+    columns = ['hit', 'confidence', 'nll']
+    by_seed = images.groupby(['recipe', 'network', 'seed'], sort=False)[columns].apply(measures)
+    over_seeds = by_seed.groupby(['recipe', 'network'], sort=False)
+    return figures, over_seeds.agg(lambda values: mean_sd(values.tolist(), digits=3)).reset_index()
 
 
-def _class_gains(
-    recipes: Sequence[Recipe], predictions: Mapping[Path, RunPredictions]
-) -> list[ClassGain]:
+def _class_gains(recipes: Sequence[Recipe], images: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the gain of each class, for each network with a vanilla recipe."""
-    by_name = {recipe.name: recipe for recipe in recipes}
-    found = []
-    for recipe in recipes:
-        for network, plain in recipe.vanilla.items():
-            own = _of_network(recipe, predictions, network)
-            base = _of_network(by_name[plain], predictions, SINGLE)
-            if not own or not base:
-                continue
-            run = next(r for r in recipe.runs.values() if r.work_dir in predictions)
-            classes = predictions[run.work_dir].classes
-            before, after = (
-                100 * np.mean([per_class_accuracy(s, len(classes)) for s in seeds], axis=0)
-                for seeds in (base, own)
-            )
-            gain = after - before
-            order = [k for k in np.argsort(-gain, kind='stable') if not np.isnan(gain[k])]
-            count = np.bincount(own[0].labels, minlength=len(classes))
-            rows = [(classes[k], int(count[k]), before[k], after[k], gain[k]) for k in order]
-            long = len(rows) > 2 * LISTED
-            title = recipe.name if network == SINGLE else f'{network} in {recipe.name}'
-            figure = figures.gain_figure(title, [classes[k] for k in order], gain[order])
-            shown = rows[:LISTED] + rows[-LISTED:] if long else rows
-            found.append(
-                ClassGain(recipe.name, network, plain, figure, shown, len(rows) - len(shown))
-            )
+    groups = images.groupby(['recipe', 'network', 'class'], sort=False)
+    accuracy, found = 100 * groups.hit.mean(), []
+    pairs = [(r.name, network, plain) for r in recipes for network, plain in r.vanilla.items()]
+    for recipe, network, plain in pairs:
+        if (recipe, network) not in accuracy or (plain, SINGLE) not in accuracy:
+            continue
+        columns = {'vanilla': accuracy[plain, SINGLE], 'this recipe': accuracy[recipe, network]}
+        table = pd.DataFrame(columns).eval('gain = `this recipe` - vanilla')
+        table = table.sort_values('gain', ascending=False, kind='stable').reset_index()
+        axis = _axes()
+        colors = np.where(table.gain < 0, COLORS[1], COLORS[0])
+        axis.bar(range(len(table)), table.gain, color=colors)
+        if len(table) <= 2 * LISTED:
+            axis.set_xticks(range(len(table)), table['class'], rotation=90)
+        title = recipe if network == SINGLE else f'{network} in {recipe}'
+        axis.set_xlabel('classes, by gain')
+        figure = _finish(axis, title, ylabel='gain in percentage points')
+        left_out = max(0, len(table) - 2 * LISTED)
+        table = table.drop(index=range(LISTED, LISTED + left_out))
+        found.append({'figure': figure, 'vanilla': plain, 'table': table, 'left_out': left_out})
     return found
 
 
-def _missing(recipes: Sequence[Recipe], predictions: Mapping[Path, RunPredictions]) -> list[Path]:
-    """Return the runs without predictions."""
-    return [
-        run.work_dir
-        for recipe in recipes
-        for run in recipe.runs.values()
-        if run.work_dir not in predictions
+def _looks(labels: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return Matplotlib's color and line style of each label; 24 differ."""
+    styles = [
+        {'color': color, 'linestyle': style}
+        for style in ('-', '--', ':', '-.')
+        for color in COLORS
     ]
+    return {label: styles[index % len(styles)] for index, label in enumerate(labels)}
+
+
+def _axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.6, 3.4)) -> Any:
+    """Return the axes of a new figure that pyplot does not know."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout='constrained').subplots(rows, columns, sharey=True)
+
+
+def _plot_curve(
+    axis: Any, logs: Sequence[pd.DataFrame], key: str, label: str, look: Mapping[str, str]
+) -> None:
+    """Draw the mean over seeds at each step that any log has, and the range as a band."""
+    series = [log.set_index('step')[key].dropna() for log in logs if key in log]
+    if series:
+        seeds = pd.concat(series, axis=1).sort_index()
+        marker = '.' if len(seeds) < 30 else ''
+        axis.plot(seeds.index, seeds.mean(axis=1), label=label, marker=marker, **look)
+        low, high = seeds.min(axis=1), seeds.max(axis=1)
+        axis.fill_between(seeds.index, low, high, color=look['color'], alpha=0.15, linewidth=0)
+
+
+def _finish(axis: Any, title: str, **labels: Any) -> dict[str, str]:
+    """Return the ``title`` of a figure and its image as ``uri``, with labels and a legend."""
+    axis.set(**labels)
+    if axis.get_legend_handles_labels()[1]:
+        axis.figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize='small')
+    buffer = io.BytesIO()
+    axis.figure.savefig(buffer, format='svg')
+    image = base64.b64encode(buffer.getvalue()).decode()
+    return {'title': title, 'uri': f'data:image/svg+xml;base64,{image}'}

@@ -1,29 +1,25 @@
-"""Measured costs of training steps, as records in a folder and tables of a page.
+"""Measured costs of training steps: records in a folder, and tables of them in a Markdown page.
 
-:func:`save` keeps what :func:`kd_mm.analysis.benchmark.compare_steps` reports; :func:`fill` writes
-all records of a folder into a Markdown page, between two comments. The first tells whose::
+The tables lie between two comments, the first with the folder of the configs::
 
     <!-- steps of kdcl -->
     ...
     <!-- end of steps -->
 
-with the folder of the configs, or ``<folder>, switched`` for a config whose options were changed
-next to others whose options were not.
+``steps of kdcl, switched`` is for recipes whose options were changed, compared with others whose
+options were not.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .model_zoo import to_markdown
-
-STEPS = re.compile(r'(<!-- steps of (\w+)(, switched)? -->\n)(.*?)(<!-- end of steps -->)', re.S)
-MIB = 2**20
+STEPS = re.compile(r'(<!-- steps of (\w+(?:, switched)?) -->\n)(.*?)(<!-- end of steps -->)', re.S)
 
 
 def save(report: Mapping, folder: Path) -> Path:
-    """Write a report without its lists of single steps; one of the same conditions is replaced.
+    """Write a report without its single values; one of the same conditions is replaced.
 
     Args:
         report: Of :func:`kd_mm.analysis.benchmark.compare_steps`, with ``recipe`` (path of the
@@ -35,9 +31,19 @@ def save(report: Mapping, folder: Path) -> Path:
     Returns:
         The path of the record.
     """
+    settings, machine = report['settings'], report['machine']
+    parts = [
+        report['recipe'].split('/')[-1],
+        *(f'{key}={value}' for key, value in report['options'].items()),
+        f'{settings["batch_size"]}x{settings["img_size"]}px',
+        machine['device'],
+        f'{machine["threads"]}threads',
+        settings['clock'],
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f'{_name(report)}.json'
-    path.write_text(json.dumps(_short(report), indent=1) + '\n')
+    path = folder / (re.sub(r'[^\w.=-]+', '-', '_'.join(parts)) + '.json')
+    kept = {key: value for key, value in report.items() if key != 'pairs'}
+    path.write_text(json.dumps(kept, indent=1) + '\n')
     return path
 
 
@@ -46,21 +52,14 @@ def read(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
 
 
-def check_place(text: str, recipe: str, switched: bool) -> None:
-    """Raise ValueError unless a page has a table for a recipe.
+def place_of(recipe: str, options: Mapping, undistilled: bool, **others: object) -> str:
+    """Return whose table in a page shows a record, by three of its entries.
 
-    Args:
-        text: The page.
-        recipe: Path of the config from the folder of configs.
-        switched: Whether options were changed that its counterpart does not have.
+    Examples:
+        >>> place_of('kdcl/a', {'compile': True}, undistilled=False)
+        'kdcl, switched'
     """
-    place = recipe.split('/')[0], switched
-    if place not in {(found[2], bool(found[3])) for found in STEPS.finditer(text)}:
-        mark = f'<!-- steps of {place[0]}{", switched" * place[1]} -->'
-        raise ValueError(
-            f'the page must have a place for {recipe}, but has no line {mark}; add it, and '
-            '<!-- end of steps --> below it'
-        )
+    return recipe.split('/')[0] + ', switched' * (bool(options) and not undistilled)
 
 
 def fill(text: str, records: Sequence[Mapping]) -> str:
@@ -71,122 +70,84 @@ def fill(text: str, records: Sequence[Mapping]) -> str:
         records: Of :func:`read`.
 
     Raises:
-        ValueError: If a record has no place in the page; see :func:`check_place`.
+        ValueError: If a record has no place in the page.
 
     Examples:
         >>> page = '<!-- steps of bake -->\nold\n<!-- end of steps -->'
         >>> fill(page, [])
         '<!-- steps of bake -->\n<!-- end of steps -->'
     """
-    for record in records:
-        check_place(text, record['recipe'], _switched(record))
-    machines = _machines(records)
+    missing = {place_of(**r) for r in records} - {found[2] for found in STEPS.finditer(text)}
+    for place in sorted(missing):
+        raise ValueError(
+            f'the page must have a table for {place}, but has no line <!-- steps of {place} -->; '
+            'add it, and <!-- end of steps --> below it'
+        )
 
-    def table(found: re.Match) -> str:
-        own = [r for r in records if _place(r) == (found[2], bool(found[3]))]
-        return found[1] + (_section(own, machines) if own else '') + found[5]
+    def tables(found: re.Match) -> str:
+        own = [record for record in records if place_of(**record) == found[2]]
+        return found[1] + (f'\n{section(own)}\n' if own else '') + found[4]
 
-    return STEPS.sub(table, text)
-
-
-def _section(records: Sequence[Mapping], machines: Mapping[str, str]) -> str:
-    """Return table, machines and commands."""
-    headings = ['recipe', 'images, px, classes', 'clock, threads', 'machine', 'pairs']
-    switched = _switched(records[0])
-    if switched:
-        headings.insert(1, 'with')
-    headings += ['step, ms', 'without, ms' if switched else 'plain, ms', 'ratio (95 % interval)']
-    headings += ['peak, MiB', 'without, MiB' if switched else 'plain, MiB', 'ratio']
-    heads = any(record['distillation'] for record in records) and not switched
-    if heads:
-        headings += ['distillation, ms (95 % interval)', 'of the plain step']
-    rows = []
-    for record in records:
-        settings, ratio = record['settings'], record['ratio']
-        own, plain = record['config'], record['sum']
-        peaks = [side['peak_memory_bytes'] / MIB for side in (own, plain)]
-        row = [
-            record['recipe'].split('/')[-1],
-            f'{settings["batch_size"]}, {settings["img_size"]}, {settings["num_classes"]:,}',
-            f'{settings["clock"]}, {record["machine"]["threads"]}' + ', AMP' * settings['amp'],
-            machines[_machine(record)],
-            str(settings['steps']),
-            f'{own["step_ms"]["median"]:,.1f}',
-            f'{plain["step_ms"]["median"]:,.1f}',
-            f'{ratio["median"]:.3f} ({_span(ratio["interval"], ".3f")})',
-            *(f'{peak:,.0f}' for peak in peaks),
-            f'{peaks[0] / peaks[1]:.3f}',
-        ]
-        if switched:
-            row.insert(1, _options(record))
-        elif record['options']:
-            row[0] += f' with {_options(record)}'
-        if heads:
-            row += _of_head(record['distillation'])
-        rows.append(row)
-    used = {machines[_machine(record)]: _machine(record) for record in records}
-    lines = [to_markdown(headings, rows), '']
-    lines += [f'- {letter}: {machine}.' for letter, machine in sorted(used.items())]
-    lines += ['', '```bash', *dict.fromkeys(r['command'] for r in records), '```', '']
-    return '\n'.join(['', *lines, ''])
+    return STEPS.sub(tables, text)
 
 
-def _of_head(distillation: Mapping | None) -> list[str]:
-    if distillation is None:
-        return ['', '']
-    extra, share = distillation['extra_ms'], distillation['overhead']
-    return [
-        f'{extra["median"]:.2f} ({_span(extra["interval"], ".2f")})',
-        f'{share["median"]:+.2%} ({_span(share["interval"], "+.2%")})',
-    ]
+def section(records: Sequence[Mapping]) -> str:
+    """Return a table of records for each machine, and their commands, in Markdown."""
+    lines = []
+    for machine in dict.fromkeys(machine_line(record['machine']) for record in records):
+        own = [_row(r) for r in records if machine_line(r['machine']) == machine]
+        lines += [table(own), '', f'- {machine}.', '']
+    commands = dict.fromkeys(record['command'] for record in records)
+    return '\n'.join([*lines, '```bash', *commands, '```', ''])
 
 
-def _place(record: Mapping) -> tuple[str, bool]:
-    return record['recipe'].split('/')[0], _switched(record)
+def _row(record: Mapping) -> dict[str, str | None]:
+    """Return a line of the table, by column."""
+    settings, own, plain = record['settings'], record['config'], record['sum']
+    peaks = [side['peak_memory_bytes'] / 2**20 for side in (own, plain)]
+    other = 'without' if place_of(**record).endswith('switched') else 'plain'
+    row = {
+        'recipe': record['recipe'].split('/')[-1],
+        'with': ', '.join(f'`{k}={v}`' for k, v in record['options'].items()) or None,
+        'images, px, classes': f'{settings["batch_size"]}, {settings["img_size"]}, '
+        f'{settings["num_classes"]:,}',
+        'clock, threads': f'{settings["clock"]}, {record["machine"]["threads"]}',
+        'pairs': str(settings['steps']),
+        'step, ms': f'{own["step_ms"]["median"]:,.1f}',
+        f'{other}, ms': f'{plain["step_ms"]["median"]:,.1f}',
+        'ratio (95 % interval)': _with_interval(record['ratio'], '.3f'),
+        'peak, MiB': f'{peaks[0]:,.0f}',
+        f'{other}, MiB': f'{peaks[1]:,.0f}',
+        'ratio': f'{peaks[0] / peaks[1]:.3f}',
+    }
+    if record['distillation']:
+        extra, share = record['distillation']['extra_ms'], record['distillation']['overhead']
+        row['distillation, ms (95 % interval)'] = _with_interval(extra, '.2f')
+        row['of the plain step'] = _with_interval(share, '+.2%')
+    return row
 
 
-def _switched(record: Mapping) -> bool:
-    return bool(record['options']) and not record['undistilled']
+def _with_interval(value: Mapping, form: str) -> str:
+    low, high = (format(end, form) for end in value['interval'])
+    return f'{value["median"]:{form}} ({low} to {high})'
 
 
-def _options(record: Mapping) -> str:
-    return ', '.join(f'`{key}={value}`' for key, value in record['options'].items())
-
-
-def _name(report: Mapping) -> str:
-    """Return the name of a record, which tells its conditions."""
-    settings = report['settings']
-    parts = [
-        report['recipe'].split('/')[-1],
-        *(f'{key}={value}' for key, value in report['options'].items()),
-        f'{settings["batch_size"]}x{settings["img_size"]}px',
-        report['machine']['device'],
-        f'{report["machine"]["threads"]}threads',
-        settings['clock'] + '_amp' * settings['amp'],
-    ]
-    return re.sub(r'[^\w.=-]+', '-', '_'.join(parts))
-
-
-def _machine(record: Mapping) -> str:
-    machine = record['machine']
+def machine_line(machine: Mapping) -> str:
+    """Return what :func:`kd_mm.analysis.benchmark.describe_machine` returns, in one line."""
     versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
     return f'{machine["device"]}; {versions}'
 
 
-def _machines(records: Sequence[Mapping]) -> dict[str, str]:
-    """Return a letter for each machine with its versions."""
-    found = dict.fromkeys(map(_machine, records))
-    return {machine: chr(ord('A') + index) for index, machine in enumerate(found)}
+def table(rows: Iterable[Mapping]) -> str:
+    """Return a Markdown table; columns without a value are left out.
 
+    Examples:
+        >>> print(table([{'name': 'a', 'ms': '1.50', 'with': None}]))
+        | name   | ms   |
+        |:-------|:-----|
+        | a      | 1.50 |
+    """
+    import pandas as pd
 
-def _span(interval: Sequence[float], form: str) -> str:
-    return ' to '.join(format(end, form) for end in interval)
-
-
-def _short(value):
-    """Return a copy without lists of single steps, numbers with seven digits."""
-    if isinstance(value, Mapping):
-        return {key: _short(v) for key, v in value.items() if key not in ('all', 'pairs')}
-    if isinstance(value, list):
-        return [_short(v) for v in value]
-    return float(f'{value:.7g}') if isinstance(value, float) else value
+    frame = pd.DataFrame(rows).dropna(axis=1, how='all').fillna('')
+    return frame.to_markdown(index=False, disable_numparse=True)

@@ -1,13 +1,15 @@
-"""Data sets and samplers that mmpretrain lacks."""
+"""Data sets, wrappers and samplers that mmpretrain lacks."""
 
+from .class_instance_sampler import ClassInstanceSampler
 from .digits import Digits
 from .hold_out import HoldOut
-from .in_memory import InMemory, batch_collate
+from .in_memory import BatchRandomCrop, BatchRandomFlip, InMemory, batch_collate
 from .labels import get_labels, image_numbers
 from .published import MITIndoor67, StanfordDogs, TinyImageNet
-from .samplers import ClassInstanceSampler
 
 __all__ = [
+    'BatchRandomCrop',
+    'BatchRandomFlip',
     'ClassInstanceSampler',
     'Digits',
     'HoldOut',

@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
+from kd_mm.checks import check_choice
 from kd_mm.registry import DATASETS
 
 __all__ = ['Digits']
@@ -18,16 +19,14 @@ class Digits(BaseDataset):
 
     Source: the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
     C. Kaynak, UCI Machine Learning Repository, 1998) by ``sklearn.datasets.load_digits``. Its
-    grey levels v = 0..16 become ``floor(255 v / 16 + 1/2)``, an integer in 0..255 (halves
-    rounded up), alike in three channels: key ``img``, (8, 8, 3) uint8, as in mmpretrain's CIFAR
-    and MNIST data sets.
+    grey levels v = 0..16 become ``floor(255 v / 16 + 1/2)``, the same in three channels: key
+    ``img``, (8, 8, 3) uint8, as in mmpretrain's CIFAR and MNIST data sets.
 
     The split is always the same: ``train_test_split`` on the image numbers, stratified by class,
-    with 599 test images and ``random_state=0``, each part in ascending order of the numbers. No
-    seed of a run has a say in it.
+    with 599 test images and ``random_state=0``, each part in ascending order of the numbers.
 
     Args:
-        split: ``'train'`` (1,198 images) or ``'test'`` (599 images, 58 to 61 of each class).
+        split: ``'train'`` (1,198 images) or ``'test'`` (599 images).
         **kwargs: As in mmpretrain's ``BaseDataset``.
 
     Raises:
@@ -35,7 +34,6 @@ class Digits(BaseDataset):
         ValueError: If the split is unknown.
 
     Examples:
-        >>> from kd_mm.datasets import Digits
         >>> len(Digits(split='train')), len(Digits(split='test'))
         (1198, 599)
         >>> Digits(split='test')[0]['img'][0, :, 0].tolist()
@@ -45,17 +43,12 @@ class Digits(BaseDataset):
     METAINFO: ClassVar[dict] = {'classes': tuple('0123456789')}
 
     def __init__(self, split: str = 'train', **kwargs) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split must be 'train' or 'test'; got {split!r}.")
+        check_choice('split', split, ('train', 'test'))
         self.split = split
         super().__init__(ann_file='', **{'test_mode': split == 'test', **kwargs})
 
     def load_data_list(self) -> list[dict]:
-        """Read the images of the split.
-
-        Returns:
-            One dict per image: ``img`` (8, 8, 3) uint8 and ``gt_label``, an int in 0..9.
-        """
+        """Read ``img`` (8, 8, 3) uint8 and ``gt_label``, an int in 0..9, of each image."""
         try:
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
@@ -76,7 +69,3 @@ class Digits(BaseDataset):
         return [
             {'img': image, 'gt_label': label} for image, label in zip(images, labels, strict=True)
         ]
-
-    def extra_repr(self) -> list[str]:
-        """Name the split in ``repr``."""
-        return [f'Split: \t{self.split}']

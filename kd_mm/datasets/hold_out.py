@@ -1,24 +1,23 @@
 """Images of each class that training does not see."""
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from mmengine.dataset import BaseDataset, force_full_init
-from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.dataset import BaseDataset
 
-from kd_mm.plain import Replaceable
+from kd_mm.checks import check_choice, check_int, few
 from kd_mm.registry import DATASETS
+
+from .labels import get_labels
+from .wrapper import DatasetWrapper
 
 __all__ = ['HoldOut']
 
 PARTS = ('train', 'held_out')
-_MOST_NAMED = 5
 
 
 @DATASETS.register_module()
-class HoldOut(Replaceable):
+class HoldOut(DatasetWrapper):
     """A data set without some images of each class, or those images alone.
 
     The two parts of one data set with the same ``num_per_class`` share no image and are all of
@@ -35,7 +34,7 @@ class HoldOut(Replaceable):
         lazy_init (bool): Split at the first access instead of now. Defaults to False.
 
     Raises:
-        TypeError: If ``dataset`` is no ``BaseDataset``; or as ``kd_mm.datasets.get_labels``.
+        TypeError: If ``dataset`` is not a ``BaseDataset``; or as ``kd_mm.datasets.get_labels``.
         ValueError: If an argument is out of range or a class would have no image left; or as
             ``kd_mm.datasets.get_labels``.
 
@@ -56,106 +55,38 @@ class HoldOut(Replaceable):
         part: str = 'train',
         lazy_init: bool = False,
     ) -> None:
-        if isinstance(num_per_class, bool) or not isinstance(num_per_class, int):
-            raise ValueError(f'num_per_class must be an integer, but got {num_per_class!r}')
-        if num_per_class < 1:
-            raise ValueError(
-                f'num_per_class must be at least 1, but got {num_per_class}; to hold nothing '
-                'out, use the data set itself'
-            )
-        if part not in PARTS:
-            raise ValueError(f'part must be one of {", ".join(PARTS)}, but got {part!r}')
-        if isinstance(dataset, Mapping):
-            dataset = ROOT_DATASETS.build(dataset)
-        if not isinstance(dataset, BaseDataset):
-            raise TypeError(
-                'dataset must be an MMEngine BaseDataset or its config, but got '
-                f'{type(dataset).__name__}; put the HoldOut inside of other wrappers'
-            )
-        self.dataset = dataset
+        check_int('num_per_class', num_per_class)
+        check_choice('part', part, PARTS)
         self.num_per_class = num_per_class
         self.part = part
-        self._fully_initialized = False
-        if not lazy_init:
-            self.full_init()
+        super().__init__(dataset, lazy_init)
 
-    @classmethod
-    def plain(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the whole data set; see the base class."""
-        return dict(cfg['dataset'])
-
-    @property
-    def metainfo(self) -> dict:
-        """A copy of the data set's meta information."""
-        return copy.deepcopy(self.dataset.metainfo)
-
-    def full_init(self) -> None:
-        """Load the annotations and keep the wanted part; a second call does nothing."""
-        if self._fully_initialized:
-            return
-        from .labels import get_labels  # which in turn looks through a HoldOut
-
+    def prepare(self) -> None:
+        """Load the annotations and keep the wanted part."""
+        if not isinstance(self.dataset, BaseDataset):
+            raise TypeError(
+                'dataset must be an MMEngine BaseDataset or its config, but got '
+                f'{type(self.dataset).__name__}; put the HoldOut inside of other wrappers'
+            )
         self.dataset.full_init()
-        labels = get_labels(self.dataset)
-        held_out = _held_out(labels, self.num_per_class, self.dataset.metainfo.get('classes'))
-        chosen = held_out if self.part == 'held_out' else ~held_out
+        chosen = self._held_out(get_labels(self.dataset)) == (self.part == 'held_out')
         # A data set of its own: the pipeline's second tries at a broken image stay in this part.
         self.dataset = self.dataset.get_subset(np.flatnonzero(chosen).tolist())
-        self._fully_initialized = True
 
-    @force_full_init
-    def get_data_info(self, idx: int) -> dict:
-        """Return the annotation of an item.
-
-        Args:
-            idx: Its place in this part.
-
-        Returns:
-            dict: As the data set answers.
-        """
-        return self.dataset.get_data_info(idx)
-
-    @force_full_init
-    def get_cat_ids(self, idx: int) -> list[int]:
-        """Return the classes of an item.
-
-        Args:
-            idx: Its place in this part.
-
-        Returns:
-            list[int]: As the data set answers.
-        """
-        return self.dataset.get_cat_ids(idx)
-
-    @force_full_init
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @force_full_init
-    def __getitem__(self, idx: int) -> dict:
-        return self.dataset[idx]
-
-
-def _held_out(labels: np.ndarray, num_per_class: int, classes: tuple | None) -> np.ndarray:
-    """Tell which of N images, whose labels (N,) are given, are held out: (N,) bool."""
-    present, counts = np.unique(labels, return_counts=True)
-    emptied = present[counts <= num_per_class].tolist()
-    if emptied:
-        count_of = dict(zip(present.tolist(), counts.tolist(), strict=True))
-        named = ', '.join(
-            f'{classes[label] if classes else label} ({count_of[label]})'
-            for label in emptied[:_MOST_NAMED]
-        )
-        rest = len(emptied) - _MOST_NAMED
-        raise ValueError(
-            'a hold-out must leave each class an image to train on, but num_per_class='
-            f'{num_per_class} empties {len(emptied)} of {len(present)} classes: {named}'
-            f'{f" and {rest} more" if rest > 0 else ""}; lower num_per_class or leave '
-            'those classes out'
-        )
-    random = np.random.RandomState(0)
-    held_out = np.zeros(len(labels), dtype=bool)
-    by_class = np.argsort(labels, kind='stable')
-    for members in np.split(by_class, np.cumsum(counts)[:-1]):
-        held_out[random.permutation(members)[:num_per_class]] = True
-    return held_out
+    def _held_out(self, labels: np.ndarray) -> np.ndarray:
+        """Return which of N images, whose labels (N,) are given, are held out: (N,) bool."""
+        random, classes = np.random.RandomState(0), self.dataset.metainfo.get('classes')
+        held_out, emptied = np.zeros(len(labels), dtype=bool), []
+        present = np.unique(labels).tolist()
+        for label in present:
+            members = np.flatnonzero(labels == label)
+            if len(members) <= self.num_per_class:
+                emptied.append(f'{classes[label] if classes else label} ({len(members)})')
+            held_out[random.permutation(members)[: self.num_per_class]] = True
+        if emptied:
+            raise ValueError(
+                'a hold-out must leave each class an image to train on, but num_per_class='
+                f'{self.num_per_class} empties {len(emptied)} of {len(present)} classes: '
+                f'{few(emptied)}; lower num_per_class or leave those classes out'
+            )
+        return held_out

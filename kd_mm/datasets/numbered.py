@@ -1,24 +1,24 @@
 """Samples that carry the number of their image."""
 
-from collections.abc import Callable, Mapping, Sequence, Sized
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence, Sized
 
+import numpy as np
 from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader, IterableDataset
+
+from .labels import image_numbers
+from .wrapper import DatasetWrapper
 
 __all__ = ['NumberedDataset', 'number_images']
 
 
-class NumberedDataset:
+class NumberedDataset(DatasetWrapper):
     """A data set whose samples carry the number of their image.
 
     Each item is that of the data set inside; its ``DataSample`` has the meta information
-    ``image_number``, an int in 0..n-1 as :func:`kd_mm.datasets.image_numbers` gives it. All
-    attributes are read from, and set in, the data set inside.
-
-    A data set that reads another image in place of a broken one (MMEngine's ``max_refetch``)
-    gives that image the number of the broken one.
+    ``image_number``, an int in 0..n-1 as :func:`kd_mm.datasets.image_numbers` gives it. A data
+    set that reads another image in place of a broken one (MMEngine's ``max_refetch``) gives that
+    image the number of the broken one.
 
     Args:
         dataset (Sized): A data set of M items. An item is a dict with one ``DataSample`` in
@@ -37,66 +37,40 @@ class NumberedDataset:
         (2396, 7)
     """
 
-    def __init__(self, dataset: Sized) -> None:
-        from .labels import image_numbers  # which in turn looks through a NumberedDataset
-
-        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+    def prepare(self) -> None:
+        """Number the images."""
+        if isinstance(self.dataset, IterableDataset) or not isinstance(self.dataset, Sized):
             raise TypeError(
                 'images can be numbered only in a data set with a length and indices, but got '
-                f'{type(dataset).__name__}; use a data set with __len__ and __getitem__'
+                f'{type(self.dataset).__name__}; use a data set with __len__ and __getitem__'
             )
-        vars(self).update(inner=dataset, _numbers=image_numbers(dataset))
-
-    @property
-    def num_images(self) -> int:
-        """The number n of different images."""
-        return int(self._numbers.max(initial=-1)) + 1
-
-    def __len__(self) -> int:
-        return len(self.inner)
+        self._numbers = image_numbers(self.dataset)
+        self.num_images = int(self._numbers.max(initial=-1)) + 1
 
     def __getitem__(self, idx: int) -> dict:
-        item = self.inner[idx]
-        _set_numbers([_sample(item)], [self._numbers[idx]])
+        item = self.dataset[idx]
+        _set_numbers([item], self._numbers[[idx]])
         return item
 
-    def _read_batch(self, read: Callable, indices: Sequence[int]) -> Mapping | list:
-        """Return a batch that the data set inside reads at once."""
-        batch = read(indices)
-        if isinstance(batch, Mapping):  # kd_mm.InMemory
-            samples = batch['data_samples']
-        else:  # torch's Subset
-            samples = [_sample(item) for item in batch]
-        # Iterating over a SeededBatch would seed the generators.
-        _set_numbers(samples, self._numbers[list(indices[:])])
+    def __getitems__(self, indices: Sequence[int]) -> Mapping | list:
+        """Return the items, or the batch where ``kd_mm.InMemory`` reads one at once."""
+        read = getattr(self.dataset, '__getitems__', None)  # None also says item by item
+        batch = read(indices) if read else [self.dataset[idx] for idx in indices]
+        items = batch['data_samples'] if isinstance(batch, Mapping) else batch
+        # A second iteration over a SeededBatch would seed the generators; a copy of it does not.
+        _set_numbers(items, self._numbers[list(indices[:])])
         return batch
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the data set inside."""
-        if name == '__getitems__':  # torch reads item by item where this is missing
-            read = self.inner.__getitems__
-            return read and partial(self._read_batch, read)  # None also means item by item
-        if name.startswith('__'):  # copying and pickling ask for them, of this object
-            raise AttributeError(name)
-        return getattr(self.inner, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute of the data set inside: hooks replace its pipeline."""
-        setattr(self.inner, name, value)
 
 
 def number_images(loader: DataLoader) -> int:
     """Let a data loader's samples carry the number of their image, from its next iteration on.
 
     Args:
-        loader: The data loader, whose ``dataset`` becomes a :class:`NumberedDataset`. A second
-            call changes nothing.
+        loader: The data loader, whose ``dataset`` becomes a :class:`NumberedDataset`, with the
+            same errors. A second call changes nothing.
 
     Returns:
-        int: The number n of different images in its data set.
-
-    Raises:
-        TypeError: As :class:`NumberedDataset`.
+        The number n of different images in its data set.
 
     Examples:
         >>> from mmengine.dataset import pseudo_collate
@@ -114,18 +88,13 @@ def number_images(loader: DataLoader) -> int:
     return loader.dataset.num_images
 
 
-def _sample(item: object) -> BaseDataElement:
-    """Return the DataSample of an item."""
-    sample = item.get('data_samples') if isinstance(item, Mapping) else item
-    if not isinstance(sample, BaseDataElement):
-        raise TypeError(
-            "the number of an image needs a DataSample in its item's 'data_samples', but got "
-            f'{type(sample).__name__}; end the pipeline in PackInputs'
-        )
-    return sample
-
-
-def _set_numbers(samples: Sequence[BaseDataElement], numbers: Sequence[int]) -> None:
-    """Write the number of its image into each sample."""
-    for sample, number in zip(samples, numbers, strict=True):
-        sample.set_field(int(number), 'image_number', field_type='metainfo')
+def _set_numbers(items: Sequence[object], numbers: np.ndarray) -> None:
+    """Write the number of its image into the DataSample of each item."""
+    for item, number in zip(items, numbers.tolist(), strict=True):
+        sample = item.get('data_samples') if isinstance(item, Mapping) else item
+        if not isinstance(sample, BaseDataElement):
+            raise TypeError(
+                "the number of an image needs a DataSample in its item's 'data_samples', but got "
+                f'{type(sample).__name__}; end the pipeline in PackInputs'
+            )
+        sample.set_field(number, 'image_number', field_type='metainfo')

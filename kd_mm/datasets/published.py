@@ -1,4 +1,4 @@
-"""Data sets that BAKE was published with and mmpretrain lacks, read in their published layout."""
+"""TinyImageNet, Stanford Dogs and MIT Indoor Scenes, read in their published layout."""
 
 from abc import ABCMeta, abstractmethod
 from itertools import chain
@@ -7,6 +7,7 @@ import mat4py
 from mmengine.fileio import get_file_backend, list_from_file
 from mmpretrain.datasets import BaseDataset
 
+from kd_mm.checks import check_choice
 from kd_mm.registry import DATASETS
 
 __all__ = ['MITIndoor67', 'PublishedDataset', 'StanfordDogs', 'TinyImageNet']
@@ -25,15 +26,14 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
 
     Raises:
         FileNotFoundError: If a file or folder of the layout is missing.
-        ValueError: If the split is unknown, has no image, or is at odds with the class names.
+        ValueError: If the split is unknown or has no image, or the files disagree.
     """
 
     SPLITS: tuple[str, ...]
     LAYOUT: str
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs) -> None:
-        if split not in self.SPLITS:
-            raise ValueError(f'split must be one of {self.SPLITS}; got {split!r}.')
+        check_choice('split', split, self.SPLITS)
         self.split = split
         self.backend = get_file_backend(data_root, enable_singleton=True)
         test_mode = split != self.SPLITS[0]
@@ -41,44 +41,21 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
 
     @abstractmethod
     def read_split(self) -> tuple[list[str], list[tuple[str, int]]]:
-        """Read the published files.
-
-        Returns:
-            The class names in the order of their labels, and (image path, label) of each image.
-        """
+        """Read the class names in the order of their labels, and (path, label) of each image."""
 
     def load_data_list(self) -> list[dict]:
-        """Read the images and labels of the split.
-
-        Returns:
-            One dict per image: ``img_path`` and ``gt_label``.
-        """
+        """Read ``img_path`` and ``gt_label`` of each image of the split."""
         classes, samples = self.read_split()
         if not samples:
             raise ValueError(
                 f'{type(self).__name__} found no image of the split {self.split!r} under '
                 f'{self.data_root!r}. Expected:\n{self.LAYOUT}'
             )
-        given = self._metainfo.setdefault('classes', tuple(classes))
-        if len(given) != len(classes):
-            raise ValueError(
-                f'{type(self).__name__} under {self.data_root!r} has {len(classes)} classes, but '
-                f'{len(given)} class names were given. Leave them out to take them from the files.'
-            )
+        self._metainfo.setdefault('classes', tuple(classes))
         return [{'img_path': path, 'gt_label': label} for path, label in samples]
 
     def find(self, *parts: str) -> str:
-        """Give the path of a file or folder of the layout.
-
-        Args:
-            *parts: Its path under ``data_root``.
-
-        Returns:
-            The path, joined.
-
-        Raises:
-            FileNotFoundError: If it does not exist.
-        """
+        """Return the path of a file or folder under ``data_root``, which must exist."""
         path = self.backend.join_path(self.data_root, *parts)
         if not self.backend.exists(path):
             raise FileNotFoundError(
@@ -87,9 +64,9 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
             )
         return path
 
-    def extra_repr(self) -> list[str]:
-        """Name the folder and the split in ``repr``."""
-        return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
+    def lines(self, *parts: str) -> list[str]:
+        """Return the lines of a text file under ``data_root`` that are not empty."""
+        return list(filter(None, map(str.strip, list_from_file(self.find(*parts)))))
 
 
 @DATASETS.register_module()
@@ -102,16 +79,7 @@ class TinyImageNet(PublishedDataset):
     Args:
         data_root: The unpacked ``tiny-imagenet-200``.
         split: ``'train'`` or ``'val'``; the published test images have no labels.
-        **kwargs: As in mmpretrain's ``BaseDataset``.
-
-    Raises:
-        FileNotFoundError: If a file or folder of the layout is missing.
-        ValueError: If the split is unknown, a class folder has no image, or a validation image
-            is of an unknown class.
-
-    Examples:
-        >>> len(TinyImageNet('data/tiny-imagenet-200'))  # doctest: +SKIP
-        100000
+        **kwargs: As in the base class.
     """
 
     SPLITS = ('train', 'val')
@@ -124,34 +92,28 @@ class TinyImageNet(PublishedDataset):
     )
 
     def read_split(self) -> tuple[list[str], list[tuple[str, int]]]:
-        """Read ``wnids.txt`` and the split's images.
-
-        Returns:
-            As the base class.
-        """
-        wnids = sorted(filter(None, map(str.strip, list_from_file(self.find('wnids.txt')))))
+        """Read ``wnids.txt`` and the split's images."""
+        wnids = sorted(self.lines('wnids.txt'))
         labels = {wnid: label for label, wnid in enumerate(wnids)}
         samples = []
         if self.split == 'train':
             for wnid, label in labels.items():
                 folder = self.find('train', wnid, 'images')
-                names = sorted(
-                    self.backend.list_dir_or_file(folder, list_dir=False, suffix='.JPEG')
-                )
-                if not names:
+                names = self.backend.list_dir_or_file(folder, list_dir=False, suffix='.JPEG')
+                images = [(self.backend.join_path(folder, name), label) for name in sorted(names)]
+                if not images:
                     raise ValueError(
                         f'Every class must have an image, but {folder!r} holds no .JPEG file. '
                         'Unpack the data set again.'
                     )
-                samples += [(self.backend.join_path(folder, name), label) for name in names]
+                samples += images
             return wnids, samples
-        annotations = self.find('val', 'val_annotations.txt')
+        lines = self.lines('val', 'val_annotations.txt')
         folder = self.find('val', 'images')
-        for line in filter(str.strip, list_from_file(annotations)):
-            name, wnid = line.split('\t')[:2]
+        for name, wnid, *_ in (line.split('\t') for line in lines):
             if wnid not in labels:
                 raise ValueError(
-                    f'{annotations!r} gives {name!r} the class {wnid!r}, which is not in '
+                    f'val_annotations.txt gives {name!r} the class {wnid!r}, which is not in '
                     'wnids.txt. Unpack the data set again.'
                 )
             samples.append((self.backend.join_path(folder, name), labels[wnid]))
@@ -170,15 +132,6 @@ class StanfordDogs(PublishedDataset):
             may also lie in ``lists/`` below it.
         split: ``'train'`` or ``'test'``.
         **kwargs: As in mmpretrain's ``BaseDataset``.
-
-    Raises:
-        FileNotFoundError: If a file or folder of the layout is missing.
-        ValueError: If the split is unknown, or the labels of the list are not 1..K, each naming
-            one folder.
-
-    Examples:
-        >>> len(StanfordDogs('data/stanford_dogs', split='test'))  # doctest: +SKIP
-        8580
     """
 
     SPLITS = ('train', 'test')
@@ -189,11 +142,7 @@ class StanfordDogs(PublishedDataset):
     )
 
     def read_split(self) -> tuple[list[str], list[tuple[str, int]]]:
-        """Read the split's ``.mat`` list.
-
-        Returns:
-            As the base class.
-        """
+        """Read the split's ``.mat`` list."""
         folder = self.find('Images')
         name = f'{self.split}_list.mat'
         nested = self.backend.join_path('lists', name)
@@ -226,14 +175,6 @@ class MITIndoor67(PublishedDataset):
         data_root: The folder in which the images' archive was unpacked, with the two lists.
         split: ``'train'`` or ``'test'``.
         **kwargs: As in mmpretrain's ``BaseDataset``.
-
-    Raises:
-        FileNotFoundError: If a file or folder of the layout is missing.
-        ValueError: If the split is unknown, or its list is empty.
-
-    Examples:
-        >>> len(MITIndoor67('data/mit67', split='test'))  # doctest: +SKIP
-        1340
     """
 
     SPLITS = ('train', 'test')
@@ -244,16 +185,9 @@ class MITIndoor67(PublishedDataset):
     )
 
     def read_split(self) -> tuple[list[str], list[tuple[str, int]]]:
-        """Read the two lists.
-
-        Returns:
-            As the base class.
-        """
+        """Read the two lists."""
         folder = self.find('Images')
-        lists = {
-            split: list(filter(None, map(str.strip, list_from_file(self.find(file)))))
-            for split, file in (('train', 'TrainImages.txt'), ('test', 'TestImages.txt'))
-        }
+        lists = {'train': self.lines('TrainImages.txt'), 'test': self.lines('TestImages.txt')}
         classes = sorted({line.split('/')[0] for line in chain.from_iterable(lists.values())})
         labels = {name: label for label, name in enumerate(classes)}
         join = self.backend.join_path

@@ -1,6 +1,6 @@
 """The accuracy of every student of a cohort, in one pass over the data."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -9,11 +9,9 @@ from mmengine.evaluator import BaseMetric
 from mmpretrain.evaluation import Accuracy
 from torch import Tensor
 
-from kd_mm.checks import check_flag
+from kd_mm.checks import check_flag, is_int
 from kd_mm.plain import Replaceable
 from kd_mm.registry import METRICS
-
-SUMMARIES = ('mean', 'best', 'ensemble', 'any_right')
 
 
 @METRICS.register_module()
@@ -23,9 +21,10 @@ class CohortAccuracy(Replaceable, BaseMetric):
     Keys, in this order, for each k: ``<name>/accuracy/top<k>`` of each student;
     ``mean/accuracy/top<k>``, the mean of the students' accuracies; ``best/accuracy/top<k>``, the
     highest of them; ``ensemble/accuracy/top<k>``, the accuracy of the students' mean probability;
-    and ``<name>/accuracy/top<k>`` of each classifier beside them (FFSD's leader and fusion), which
-    has no part in the three summaries. All are percentages of the images. Each of them serves as
-    ``save_best`` of MMEngine's ``CheckpointHook``.
+    and ``<name>/accuracy/top<k>`` of each other classifier (FFSD's leader and fusion), which has
+    no part in the three summaries. All are percentages of the images. Each of them serves as
+    ``save_best`` of MMEngine's ``CheckpointHook``. The names of the summaries are
+    ``kd_mm.methods.base.RESERVED_ROWS``.
 
     As in mmpretrain's ``Accuracy``, a class of probability 0 or NaN is never a hit.
 
@@ -38,11 +37,10 @@ class CohortAccuracy(Replaceable, BaseMetric):
         prefix (str, optional): Goes before each key. Defaults to none.
 
     Raises:
-        ValueError: If a k is below 1 or above the number of classes, if a sample holds no
-            ``student_scores``, or if a student bears the name of a summary.
+        ValueError: If a k is below 1 or above the number of classes, or if a sample holds no
+            ``student_scores``.
 
     Examples:
-        >>> import torch
         >>> from mmengine.evaluator import Evaluator
         >>> from mmpretrain.structures import DataSample
         >>> scores = {'a': torch.tensor([0.9, 0.1]), 'b': torch.tensor([0.4, 0.6])}
@@ -69,10 +67,10 @@ class CohortAccuracy(Replaceable, BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        self.any_right = any_right
         check_flag('any_right', any_right)
+        self.any_right = any_right
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
-        if not self.topk or any(type(k) is not int or k < 1 for k in self.topk):
+        if not self.topk or not all(is_int(k) for k in self.topk):
             raise ValueError(f'topk must hold numbers of at least 1, but got {topk!r}')
 
     @classmethod
@@ -82,13 +80,12 @@ class CohortAccuracy(Replaceable, BaseMetric):
         return {**{k: v for k, v in cfg.items() if k in known}, 'type': 'Accuracy'}
 
     def process(self, data_batch: object, data_samples: Sequence[Mapping]) -> None:
-        """Note which students were right.
+        """Note who was right on N images.
 
         Args:
             data_batch: Unused.
-            data_samples: N predictions of a cohort: ``gt_label`` and ``student_scores``, each
-                student's class probabilities (K,) by name; ``scores_beside``, those of other
-                classifiers, where there are any.
+            data_samples: Predictions: ``gt_label`` and ``student_scores``, each student's class
+                probabilities (K,) by name; ``scores_beside``, those of other classifiers, if any.
         """
         for sample in data_samples:
             if 'student_scores' not in sample:
@@ -97,33 +94,26 @@ class CohortAccuracy(Replaceable, BaseMetric):
                     f'kd_mm.KDCL) predicts, but a sample only has {", ".join(sample)}; measure '
                     "a single classifier with type='Accuracy'"
                 )
-        names = list(data_samples[0]['student_scores'])
-        taken = [name for name in names if name in SUMMARIES]
-        if taken:
-            raise ValueError(
-                f'a student must not bear the name of a summary ({", ".join(SUMMARIES)}), but got '
-                f'{taken[0]}; rename model.students.{taken[0]}'
-            )
-        scores = _stack(data_samples, 'student_scores', names)
-        beside = list(data_samples[0].get('scores_beside', {}))
-        rows = [scores, scores.mean(dim=0, keepdim=True)]
-        if beside:
-            rows.append(_stack(data_samples, 'scores_beside', beside))
-        hits = self._hits(torch.cat(rows), torch.cat([s['gt_label'] for s in data_samples]))
+        labels = torch.cat([sample['gt_label'] for sample in data_samples])
+        scores = _stack(data_samples, 'student_scores')
+        students = {name: self._hits(s, labels) for name, s in scores.items()}
+        others = {'ensemble': self._hits(torch.stack([*scores.values()]).mean(dim=0), labels)}
+        if self.any_right:
+            others['any_right'] = torch.stack([*students.values()]).any(dim=0)
+        beside = _stack(data_samples, 'scores_beside')
+        others |= {name: self._hits(s, labels) for name, s in beside.items()}
         # One small row per image, which MMEngine collects over ranks and cuts to the data set.
-        for row in hits.tolist():
-            students, (ensemble, *others) = row[: len(names)], row[len(names) :]
-            self.results.append(
-                {
-                    'students': dict(zip(names, students, strict=True)),
-                    'ensemble': ensemble,
-                    'any_right': [any(right) for right in zip(*students, strict=True)],
-                    'beside': dict(zip(beside, others, strict=True)),
-                }
-            )
+        groups = {
+            group: {name: hits.tolist() for name, hits in rows.items()}
+            for group, rows in (('students', students), ('others', others))
+        }
+        self.results += [
+            {group: {n: hits[i] for n, hits in rows.items()} for group, rows in groups.items()}
+            for i in range(len(labels))
+        ]
 
     def _hits(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Tell for scores (M, N, K) and labels (N,) what is right: (N, M, number of k) bool."""
+        """Return for scores (N, K) and labels (N,) what is right, (N, number of k) bool."""
         most, num_classes = max(self.topk), scores.shape[-1]
         if most > num_classes:
             raise ValueError(
@@ -131,41 +121,30 @@ class CohortAccuracy(Replaceable, BaseMetric):
             )
         values, classes = scores.topk(most)
         hits = (classes == labels.to(classes.device)[:, None]) & (values > 0)
-        return torch.stack([hits[..., :k].any(dim=-1) for k in self.topk], dim=-1).transpose(0, 1)
+        return torch.stack([hits[:, :k].any(dim=1) for k in self.topk], dim=1)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Turn the notes of all images into percentages.
-
-        Args:
-            results: One dict per image.
-
-        Returns:
-            dict[str, float]: Numbers by key, in the order that the class describes.
-        """
+        """Return percentages by key, in the order that the class describes."""
         metrics = {}
         for place, k in enumerate(self.topk):
-
-            def percentage(hits: Iterable[list[bool]], place: int = place) -> float:
-                return 100 * sum(row[place] for row in hits) / len(results)
-
-            students = {
-                name: percentage(row['students'][name] for row in results)
-                for name in results[0]['students']
-            }
+            students, others = (
+                {
+                    name: 100 * sum(row[group][name][place] for row in results) / len(results)
+                    for name in results[0][group]
+                }
+                for group in ('students', 'others')
+            )
             accuracy = {
                 **students,
                 'mean': sum(students.values()) / len(students),
                 'best': max(students.values()),
-                'ensemble': percentage(row['ensemble'] for row in results),
+                **others,
             }
-            if self.any_right:
-                accuracy['any_right'] = percentage(row['any_right'] for row in results)
-            for name in results[0]['beside']:
-                accuracy[name] = percentage(row['beside'][name] for row in results)
             metrics |= {f'{name}/accuracy/top{k}': value for name, value in accuracy.items()}
         return metrics
 
 
-def _stack(samples: Sequence[Mapping], field: str, names: list[str]) -> Tensor:
-    """Return the scores of N samples by name, (len(names), N, K)."""
-    return torch.stack([torch.stack([s[field][name] for s in samples]) for name in names])
+def _stack(samples: Sequence[Mapping], field: str) -> dict[str, Tensor]:
+    """Return the scores (N, K) of N samples, by name."""
+    names = samples[0].get(field, {})
+    return {name: torch.stack([sample[field][name] for sample in samples]) for name in names}

@@ -19,9 +19,6 @@ _LARGE = 256  # images from which on the systems are solved from the right
 def check_omega(omega: float) -> None:
     """Raise ValueError unless ``omega`` lies in [0, 1).
 
-    Args:
-        omega: Weight of the knowledge that an image takes from the other images.
-
     Examples:
         >>> check_omega(0.5)
         >>> check_omega(1.0)
@@ -57,9 +54,7 @@ def _kernel(features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
 def _solve(factor: Tensor, right: Tensor) -> Tensor:
     """Return (U^T U)^-1 B, (N, K), with the upper factor U and the right-hand sides B.
 
-    In two triangular steps: after the layers of a network, with cold caches, they take four fifths
-    of the time of ``cholesky_solve``. From the right they take two thirds of it in large batches;
-    in small ones that waits for its threads.
+    Two triangular steps are faster than ``cholesky_solve``; from the right in large batches.
     """
     triangular = torch.linalg.solve_triangular
     if len(factor) <= _LARGE:
@@ -79,11 +74,11 @@ def affinity(features: Tensor) -> Tensor:
     as in the released code, which masks the diagonal before the softmax.
 
     Args:
-        features: Embeddings that enter the classifier, (N, D). Detached: no gradient is recorded.
+        features: Embeddings that enter the classifier, (N, D). Detached.
 
     Returns:
-        (N, N) affinities in [0, 1], rows sum to 1, zero diagonal; float32 at least under any
-        autocast. The one row of a batch of one image is 1.
+        (N, N) affinities in [0, 1], rows sum to 1, zero diagonal; float32 at least. The one row
+        of a batch of one image is 1.
 
     Examples:
         >>> import torch
@@ -115,8 +110,7 @@ def ensemble_knowledge(
     with the symmetric :math:`S_{ij} = \exp(\hat f_i \cdot \hat f_j)`, so that :math:`Q =
     (1 - \omega) (D - \omega S)^{-1} D P`, and :math:`D - \omega S` is symmetric and strictly
     diagonally dominant, hence positive definite: one Cholesky factor and triangular solves, for
-    the wanted rows only. With n rows of N images that costs :math:`N^3 / 3 + 2 N^2 \min(n, K)` and
-    :math:`2 n N K` operations.
+    the n wanted rows alone: :math:`N^3 / 3 + 2 N^2 \min(n, K) + 2 n N K` operations.
 
     Args:
         features: Embeddings that enter the classifier, (N, D). Detached.
@@ -154,20 +148,7 @@ def propagate(
     rows: slice | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Mix predictions P that are given: :func:`ensemble_knowledge` after its softmax.
-
-    Args:
-        features: Embeddings that enter the classifier, (N, D). Detached.
-        probs: Softened predictions P of the same images, (N, K). Detached.
-        omega: Propagation weight in [0, 1). 0 gives P.
-        rows: As there.
-        valid: As there.
-
-    Returns:
-        (n, K) distributions, as there.
-
-    Raises:
-        ValueError: If ``omega`` is out of range or the batch sizes differ.
+    """Mix given predictions P, (N, K), detached: :func:`ensemble_knowledge` after its softmax.
 
     Examples:
         >>> import torch

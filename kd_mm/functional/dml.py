@@ -21,8 +21,7 @@ def mutual_kl(logits: Sequence[Tensor], temperature: float) -> list[Tensor]:
     Source: DML, sections 3.2 and 3.3 (T = 1 there); FFSD's common students with T = 2.
 
     Args:
-        logits: Logits of m >= 2 students, each (N, K). They carry gradient as learner and are
-            detached as target.
+        logits: Of m >= 2 students, each (N, K). Carry gradient as learner, detached as target.
         temperature: T > 0.
 
     Returns:

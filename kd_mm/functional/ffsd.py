@@ -21,6 +21,8 @@ shallow to deep, logits z, and R its self-distillation neck:
 :math:`G(R, F, X) = \sum_{i<s} d(att(F^i), att(R^i(X)))` with R in evaluation mode. What is a
 target in a term, the input of the fusion and that of R are detached, so that the sum of all terms
 gives each parameter the gradient that it gets in the released code's separate backward passes.
+
+Values are scalars >= 0, in float32 at least. Shapes that do not fit raise ValueError.
 """
 
 from collections.abc import Sequence
@@ -49,9 +51,6 @@ def attention_map(feature_map: Tensor) -> Tensor:
     Returns:
         (B, 1, H, W), >= 0, in float32 at least.
 
-    Raises:
-        ValueError: If the input is not (B, C, H, W).
-
     Examples:
         >>> import torch
         >>> attention_map(torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1))
@@ -62,21 +61,6 @@ def attention_map(feature_map: Tensor) -> Tensor:
             f'a feature map must be (B, C, H, W), but got shape {tuple(feature_map.shape)}'
         )
     return _MeanSquare.apply(at_least_float32(feature_map))
-
-
-class _MeanSquare(torch.autograd.Function):
-    """The mean square of channels, whose gradient passes over the map once instead of thrice."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return _mean_square(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return x * (grad * (2 / x.shape[1]))
 
 
 def joint_attention_map(attention: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
@@ -102,32 +86,17 @@ def joint_attention_map(attention: Sequence[Tensor], widths: Sequence[int]) -> T
     return sum(a * (width / sum(widths)) for a, width in zip(attention, widths, strict=True))
 
 
-def _mean_square(x: Tensor) -> Tensor:
-    """Return the mean square of channels, in one pass where they lie last."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().div_(x.shape[1])
-    return x.square().sum(dim=1, keepdim=True).div_(x.shape[1])
-
-
 def attention_distance(x: Tensor, y: Tensor) -> Tensor:
     r"""Mean squared difference of two maps whose samples are L2-normalised.
 
     .. math:: d(x, y) = \frac{1}{B L} \sum_b \lVert n(x_b) - n(y_b) \rVert^2
-        = \frac{1}{B L} \sum_b (2 - 2 \, n(x_b) \cdot n(y_b))
 
-    with L values per sample; the second form holds where neither is zero, and needs no
-    normalised copies of the maps. Source: FFSD, the transfer distance between attention maps, and
-    between feature maps in the training of a self-distillation neck.
+    with L values per sample; at most 4 / L. Source: FFSD, the transfer distance between attention
+    maps, and between feature maps in the training of a self-distillation neck.
 
     Args:
         x: Maps of the learner, (B, ...). Carry gradient.
         y: Maps of the target, of the same shape. Detached.
-
-    Returns:
-        A scalar in [0, 4 / L], in float32 at least.
-
-    Raises:
-        ValueError: If the shapes differ.
 
     Examples:
         >>> import torch
@@ -136,42 +105,6 @@ def attention_distance(x: Tensor, y: Tensor) -> Tensor:
     """
     _check_shapes(x, y)
     return _UnitDistance.apply(at_least_float32(x), at_least_float32(y.detach()))
-
-
-class _UnitDistance(torch.autograd.Function):
-    """The distance as 2 - 2 cos, in few passes over the maps, of which it keeps no copies."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor) -> Tensor:
-        distance, *shares = _unit_distance(x, y, _square(x), _square(y))
-        ctx.save_for_backward(x, y, *shares)
-        return distance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        x, y, x_share, y_share = ctx.saved_tensors
-        return (x * (grad * x_share)).addcmul_(y, grad * y_share), None
-
-
-def _unit_distance(
-    x: Tensor, y: Tensor, x_square: Tensor, y_square: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return d(x, y) and the shares of x and of y in its gradient at x, given |x|^2 and |y|^2."""
-    squares = torch.stack((x_square, y_square))
-    inverses = squares.clamp_min(_EPS**2).reciprocal_()
-    scale = inverses.sqrt().prod(dim=0)  # 1 / (|x| |y|)
-    cosine = (x * y).sum(dim=tuple(range(1, x.ndim)), keepdim=True).mul_(scale)
-    # The length of n(z) is 1, and 0 if z = 0.
-    lengths = (squares * inverses).sum(dim=0)
-    distance = torch.sub(lengths, cosine, alpha=2).sum() / x.numel()
-    weight = 2 / x.numel()
-    return distance, (cosine * inverses[0]).mul_(weight), scale.mul_(-weight)
-
-
-def _square(z: Tensor) -> Tensor:
-    """Return the squared length of each sample, with as many dimensions as it has."""
-    return torch.linalg.vector_norm(z, dim=tuple(range(1, z.ndim)), keepdim=True).square_()
 
 
 def guidance(attention: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
@@ -185,9 +118,6 @@ def guidance(attention: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
         attention: att(F^i) of the stages, each (B, 1, H, W). Carry gradient.
         rebuilt: The neck's maps of the same stages, each (B, C, H, W). Detached.
 
-    Returns:
-        A scalar >= 0, in float32 at least.
-
     Examples:
         >>> import torch
         >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).reshape(2, 1, 1, 2, 1)
@@ -196,15 +126,6 @@ def guidance(attention: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
     """
     pairs = zip(attention, rebuilt, strict=True)
     return sum(attention_distance(own, attention_map(target)) for own, target in pairs)
-
-
-def _check_shapes(x: Tensor, y: Tensor) -> None:
-    """Raise ValueError unless two maps have one shape."""
-    if x.shape != y.shape:
-        raise ValueError(
-            f'two maps must have one shape, but got {tuple(x.shape)} and {tuple(y.shape)}; the '
-            'stages of a student must halve in size, from shallow to deep'
-        )
 
 
 def rebuilding_distances(x: Tensor, y: Tensor, y_attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,12 +141,6 @@ def rebuilding_distances(x: Tensor, y: Tensor, y_attention: Tensor) -> tuple[Ten
         y: Maps of the target, of the same shape. Detached.
         y_attention: Where the target looks, att(y), (B, 1, H, W). Detached.
 
-    Returns:
-        Two scalars, of the maps and of their attention, in float32 at least.
-
-    Raises:
-        ValueError: If the shapes differ.
-
     Examples:
         >>> import torch
         >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).reshape(2, 1, 1, 2, 1)
@@ -236,47 +151,6 @@ def rebuilding_distances(x: Tensor, y: Tensor, y_attention: Tensor) -> tuple[Ten
     _check_shapes(x[:, :1], y_attention)
     maps = (at_least_float32(z) for z in (x, y.detach(), y_attention.detach()))
     return _RebuildingDistances.apply(*maps)
-
-
-class _RebuildingDistances(torch.autograd.Function):
-    """Both distances. The length of a map is known by its attention: |x|^2 = C sum(att(x))."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, y_attention: Tensor) -> tuple:
-        x_attention = _mean_square(x)
-        sums = (a.sum(dim=(1, 2, 3), keepdim=True) for a in (x_attention, y_attention))
-        feature, *shares = _unit_distance(x, y, *(x.shape[1] * total for total in sums))
-        squares = _square(x_attention), _square(y_attention)
-        attention, *attention_shares = _unit_distance(x_attention, y_attention, *squares)
-        ctx.save_for_backward(x, y, *shares, x_attention, y_attention, *attention_shares)
-        return feature, attention
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, feature: Tensor, attention: Tensor) -> tuple:
-        x, y, x_share, y_share, x_attention, y_attention, own, other = ctx.saved_tensors
-        # Not by addcmul, of which torch.compile makes slower code.
-        through = x_attention * own + y_attention * other
-        scale = feature * x_share + (2 * attention / x.shape[1]) * through
-        # Laid out as x: a sum of maps in two layouts would take longer.
-        gradient = torch.empty_like(x).copy_(y).mul_(feature * y_share)
-        return gradient.addcmul_(x, scale), None, None
-
-
-def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a' = n(y), y* and v = ||y|| of maps (B, L)."""
-    num_values = y.shape[1]
-    if num_values < 3:
-        raise ValueError(
-            'diversity takes a third of the places of a map, so that the deepest map must have at '
-            f'least 3, but got {num_values}; use larger images or diversity=None'
-        )
-    norm = y.norm(dim=1, keepdim=True)
-    unit = F.normalize(y, dim=1)
-    # Not kthvalue, which some versions of torch refuse on GPUs under deterministic algorithms.
-    threshold = unit.topk(num_values // 3, dim=1, largest=False).values[:, -1:]
-    half = norm / 2
-    return unit, (half - unit) * torch.sign(unit - threshold) + half, norm
 
 
 def diversity_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -292,13 +166,7 @@ def diversity_distance(x: Tensor, y: Tensor) -> Tensor:
 
     Args:
         x: Attention map of the student that shall differ, (B, 1, H, W). Carries gradient.
-        y: Attention map of the student before it, of the same shape. Detached.
-
-    Returns:
-        A scalar >= 0, in float32 at least.
-
-    Raises:
-        ValueError: If the shapes differ or a map has fewer than 3 places.
+        y: Attention map of the student before it, of the same shape. Detached. At least 3 places.
 
     Examples:
         >>> import torch
@@ -326,14 +194,11 @@ def diverse_feature_map(feature_map: Tensor, attention: Tensor | None = None) ->
     enhancement, in the released code's form.
 
     Args:
-        feature_map: F, the deepest map of a student, (B, C, H, W). Detached.
+        feature_map: F, the deepest map of a student, (B, C, H, W). Detached. At least 3 places.
         attention: att(F), (B, 1, H, W), where it is known. Detached.
 
     Returns:
         (B, C, H, W), in float32 at least.
-
-    Raises:
-        ValueError: If the input is not (B, C, H, W) or has fewer than 3 places.
 
     Examples:
         >>> import torch
@@ -345,3 +210,115 @@ def diverse_feature_map(feature_map: Tensor, attention: Tensor | None = None) ->
     unit, diverse, norm = _diverse(attention.flatten(1))
     change = (diverse - unit) * norm / feature_map.shape[1]
     return at_least_float32(feature_map) + change.view_as(attention)
+
+
+def _diverse(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y' = n(y), y* and v = ||y|| of maps (B, L)."""
+    num_values = y.shape[1]
+    if num_values < 3:
+        raise ValueError(
+            'diversity takes a third of the places of a map, so that the deepest map must have at '
+            f'least 3, but got {num_values}; use larger images or diversity=None'
+        )
+    norm = y.norm(dim=1, keepdim=True)
+    unit = F.normalize(y, dim=1)
+    # Not kthvalue, which some versions of torch refuse on GPUs under deterministic algorithms.
+    threshold = unit.topk(num_values // 3, dim=1, largest=False).values[:, -1:]
+    half = norm / 2
+    return unit, (half - unit) * torch.sign(unit - threshold) + half, norm
+
+
+def _check_shapes(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless two maps have one shape."""
+    if x.shape != y.shape:
+        raise ValueError(
+            f'two maps must have one shape, but got {tuple(x.shape)} and {tuple(y.shape)}; the '
+            'stages of a student must halve in size, from shallow to deep'
+        )
+
+
+# The same values and gradients as those of the plain formulas, in fewer passes over the maps.
+# d(x, y) is (2 - 2 cos(x, y)) / L where neither is zero, without normalised copies.
+
+
+class _MeanSquare(torch.autograd.Function):
+    """``x.square().mean(dim=1, keepdim=True)``; its gradient passes over x once."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _mean_square(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (grad * (2 / x.shape[1]))
+
+
+class _UnitDistance(torch.autograd.Function):
+    """``(n(x) - n(y)).square().mean()``."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor) -> Tensor:
+        distance, *shares = _unit_distance(x, y, _square(x), _square(y))
+        ctx.save_for_backward(x, y, *shares)
+        return distance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        x, y, x_share, y_share = ctx.saved_tensors
+        return (x * (grad * x_share)).addcmul_(y, grad * y_share), None
+
+
+class _RebuildingDistances(torch.autograd.Function):
+    """Both distances. The length of a map is known by its attention: |x|^2 = C sum(att(x))."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, y_attention: Tensor) -> tuple:
+        x_attention = _mean_square(x)
+        sums = (a.sum(dim=(1, 2, 3), keepdim=True) for a in (x_attention, y_attention))
+        feature, *shares = _unit_distance(x, y, *(x.shape[1] * total for total in sums))
+        squares = _square(x_attention), _square(y_attention)
+        attention, *attention_shares = _unit_distance(x_attention, y_attention, *squares)
+        ctx.save_for_backward(x, y, *shares, x_attention, y_attention, *attention_shares)
+        return feature, attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, feature: Tensor, attention: Tensor) -> tuple:
+        x, y, x_share, y_share, x_attention, y_attention, own, other = ctx.saved_tensors
+        # Not by addcmul, of which torch.compile makes slower code.
+        through = x_attention * own + y_attention * other
+        scale = feature * x_share + (2 * attention / x.shape[1]) * through
+        # Laid out as x: a sum of maps in two layouts would take longer.
+        gradient = torch.empty_like(x).copy_(y).mul_(feature * y_share)
+        return gradient.addcmul_(x, scale), None, None
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Return the mean square of channels, in one pass where they lie last."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().div_(x.shape[1])
+    return x.square().sum(dim=1, keepdim=True).div_(x.shape[1])
+
+
+def _square(z: Tensor) -> Tensor:
+    """Return the squared length of each sample, with as many dimensions as it has."""
+    return torch.linalg.vector_norm(z, dim=tuple(range(1, z.ndim)), keepdim=True).square_()
+
+
+def _unit_distance(
+    x: Tensor, y: Tensor, x_square: Tensor, y_square: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return d(x, y) and the shares of x and of y in its gradient at x, given |x|^2 and |y|^2."""
+    squares = torch.stack((x_square, y_square))
+    inverses = squares.clamp_min(_EPS**2).reciprocal_()
+    scale = inverses.sqrt().prod(dim=0)  # 1 / (|x| |y|)
+    cosine = (x * y).sum(dim=tuple(range(1, x.ndim)), keepdim=True).mul_(scale)
+    # The length of n(z) is 1, and 0 if z = 0.
+    lengths = (squares * inverses).sum(dim=0)
+    distance = torch.sub(lengths, cosine, alpha=2).sum() / x.numel()
+    weight = 2 / x.numel()
+    return distance, (cosine * inverses[0]).mul_(weight), scale.mul_(-weight)

@@ -2,9 +2,10 @@
 
 Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020, section 3.
 
-``labels`` are classes, (N,) of an integer type, or soft labels, (N, K) floating point with rows
-that sum to 1; CE is the cross-entropy with either. Every target is detached: no gradient is
-recorded. Nothing here waits for the device, so values are not looked at; see
+``logits`` are those of the m students, (m, N, K). ``labels`` are classes, (N,) of an integer type,
+or soft labels, (N, K) floating point with rows that sum to 1; CE is the cross-entropy with either.
+All inputs are detached, targets are (N, K) in float32 at least, and a shape that does not fit
+raises ValueError. Nothing here waits for the device, so values are not looked at; see
 :func:`check_soft_labels`.
 """
 
@@ -16,8 +17,7 @@ from kd_mm.checks import check_temperature
 from .kl import at_least_float32
 
 # Interior-point method of linear_target: steps, aim of a step relative to the present
-# complementarity, the part of the way to the boundary that a step may go, and the complementarity
-# at which to stop aiming lower. Tests hold the gap that they lead to.
+# complementarity, part of the way to the boundary that a step may go, and least complementarity.
 STEPS = 24
 CENTRING = 0.05
 STEP_FRACTION = 0.995
@@ -33,8 +33,7 @@ SUM_TOLERANCE = 1e-3
 def check_soft_labels(labels: Tensor) -> None:
     """Raise ValueError unless each row of ``labels`` is a distribution.
 
-    The targets cannot look at values without waiting for the device, so call this where the
-    labels are made, on the CPU.
+    It looks at values, so call it where the labels are made, on the CPU.
 
     Args:
         labels: Soft labels, (N, K), floating point.
@@ -67,9 +66,15 @@ smallest value 1; divide it by its sum
         )
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless the shapes and types fit the module's conventions."""
-    _check_logits(logits)
+def _check(logits: Tensor, labels: Tensor | None = None) -> None:
+    """Raise ValueError unless shapes and types are those of the module."""
+    if logits.ndim != 3 or 0 in (logits.shape[0], logits.shape[-1]):
+        raise ValueError(
+            'logits must be (students, images, classes) with at least one student and class, but '
+            f'got {tuple(logits.shape)}; stack the students along a new first dimension'
+        )
+    if labels is None:
+        return
     _, num_images, num_classes = logits.shape
     if labels.is_floating_point():
         expected, kind = (num_images, num_classes), 'soft labels (floating point) must be (N, K)'
@@ -82,25 +87,8 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _check_logits(logits: Tensor) -> None:
-    """Raise ValueError unless the logits are (m, N, K) with at least one student and class."""
-    if logits.ndim != 3 or 0 in (logits.shape[0], logits.shape[-1]):
-        raise ValueError(
-            'logits must be (students, images, classes) with at least one student and class, but '
-            f'got {tuple(logits.shape)}; stack the students along a new first dimension'
-        )
-
-
 def _shift(logits: Tensor, labels: Tensor) -> Tensor:
-    """Subtract each row's mean logit under its label, so that CE is logsumexp of the row.
-
-    Args:
-        logits: (..., N, K).
-        labels: (N,) classes or (N, K) soft labels.
-
-    Returns:
-        (..., N, K).
-    """
+    """Subtract each row's mean logit (..., N, K) under its label: CE is logsumexp of the row."""
     if labels.is_floating_point():
         return logits - (labels.to(logits.dtype) * logits).sum(dim=-1, keepdim=True)
     index = labels.long()[:, None].expand(*logits.shape[:-1], 1)
@@ -124,14 +112,8 @@ def naive_target(logits: Tensor, labels: Tensor) -> Tensor:
     is chosen per batch or per image; here per image. Of equal students the first is taken.
 
     Args:
-        logits: Logits of the m students, (m, N, K). Detached.
+        logits: (m, N, K).
         labels: (N,) classes or (N, K) soft labels.
-
-    Returns:
-        (N, K) logits in float32 at least, exactly those of the chosen student.
-
-    Raises:
-        ValueError: If a shape does not fit.
 
     Examples:
         >>> import torch
@@ -172,29 +154,21 @@ def linear_target(logits: Tensor, labels: Tensor) -> Tensor:
     between the two problems, which bounds the distance of the cross-entropy from its minimum, is
     at most :math:`(m + K) \mu`; and a Newton step for :math:`0.05 \mu`, shortened to keep the
     signs, starts near its aim. Because p moves on its own instead of being the softmax of
-    :math:`S^\top \alpha`, classes that the present point rules out can come back in a few steps,
-    so that the number of steps hardly depends on the size of the logits (the property behind the
-    polynomial bound of Potra and Ye, "A quadratically convergent polynomial algorithm for
-    solving entropy optimization problems", 1993, for shorter steps). A step eliminates p and q
-    and solves m + 2 linear equations per image; it costs one pass over (m, N, K). There are
-    at most 24 steps; on a CPU no more than the slowest image needs.
+    :math:`S^\top \alpha`, the number of steps hardly depends on the size of the logits (as in
+    Potra and Ye, "A quadratically convergent polynomial algorithm for solving entropy optimization
+    problems", 1993). A step eliminates p and q and solves m + 2 linear equations per image; it
+    costs one pass over (m, N, K). There are at most 24 steps; on a CPU no more than the slowest
+    image needs.
 
     **Guarantee.** Solved in float64 whatever the input. Optimality gap at most 1e-6 where the
     students' logits of a class lie up to 1,000 apart: in 76,825 hard cases with up to 12
-    students and 1,000 classes, 8 steps were typical and 22 the most. Farther apart, rare images
-    need a few steps more than there are. In float32 the rounding of the result comes on top, and
-    the gap stays below 1e-4 for logits up to 1,000. Never a larger cross-entropy than the best
-    student's: where the combination does not beat it, that student's logits are returned.
+    students and 1,000 classes, 8 steps were typical and 22 the most. In float32 the rounding of
+    the result comes on top, and the gap stays below 1e-4. Never a larger cross-entropy than the
+    best student's: where the combination does not beat it, that student's logits are returned.
 
     Args:
-        logits: Logits of the m students, (m, N, K). Detached.
+        logits: (m, N, K).
         labels: (N,) classes or (N, K) soft labels.
-
-    Returns:
-        (N, K) logits in float32 at least.
-
-    Raises:
-        ValueError: If a shape does not fit.
 
     Examples:
         Two students that are wrong in opposite ways cancel, and CE falls from 1.41 to log 3:
@@ -219,14 +193,7 @@ def linear_target(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _simplex_weights(shifted: Tensor) -> Tensor:
-    """Minimise logsumexp over the convex combinations of rows; see :func:`linear_target`.
-
-    Args:
-        shifted: S of each image, (N, m, K), float64, contiguous.
-
-    Returns:
-        alpha, (N, m), positive, rows sum to 1.
-    """
+    """Return alpha, (N, m), of :func:`linear_target` for S, (N, m, K), float64, contiguous."""
     num_images, m, num_classes = shifted.shape
     students, classes = slice(num_classes, None), slice(num_classes)
 
@@ -287,10 +254,7 @@ def _simplex_weights(shifted: Tensor) -> Tensor:
 
 
 def _may_stop(gap: Tensor) -> bool:
-    """Tell whether no image, of gaps (N, 1), gains by another step.
-
-    Only on a CPU: elsewhere the host would have to wait for the answer.
-    """
+    """Return whether no image gains by another step; never off the CPU: the host would wait."""
     return gap.device.type == 'cpu' and bool((gap <= 2 * SMALLEST_GAP).all())
 
 
@@ -308,18 +272,12 @@ def min_logit_target(logits: Tensor, labels: Tensor) -> Tensor:
 
     with c the true class; with soft labels :math:`z_{i,c}` becomes :math:`\sum_j y_j z_{i,j}`,
     which the paper does not treat. Source: KDCL, section 3, the elementwise minimum of the
-    logits less that of the true class. With class labels its cross-entropy is never above any
-    student's; with soft labels it can be.
+    logits less that of the true class, where the target is 0. With class labels its cross-entropy
+    is never above any student's; with soft labels it can be.
 
     Args:
-        logits: Logits of the m students, (m, N, K). Detached.
+        logits: (m, N, K).
         labels: (N,) classes or (N, K) soft labels.
-
-    Returns:
-        (N, K) logits in float32 at least; 0 at the true class.
-
-    Raises:
-        ValueError: If a shape does not fit.
 
     Examples:
         >>> import torch
@@ -342,15 +300,12 @@ def general_target(logits: Tensor, weights: Tensor, temperature: float) -> Tenso
     leaves their temperature open, here it is that of the distillation loss.
 
     Args:
-        logits: Logits of the m students, (m, N, K). Detached.
-        weights: (m,) non-negative, sum 1: the same for all images. Detached.
+        logits: (m, N, K).
+        weights: (m,) non-negative, sum 1: the same for all images.
         temperature: T > 0.
 
     Returns:
-        (N, K) distributions in float32 at least.
-
-    Raises:
-        ValueError: If a shape does not fit or ``temperature`` is not positive.
+        (N, K) distributions.
 
     Examples:
         >>> import torch
@@ -359,7 +314,7 @@ def general_target(logits: Tensor, weights: Tensor, temperature: float) -> Tenso
         tensor([[0.3096, 0.6904]])
     """
     check_temperature(temperature)
-    _check_logits(logits)
+    _check(logits)
     if weights.shape != logits.shape[:1]:
         raise ValueError(
             f'weights must hold one value per student, ({len(logits)},) for logits of shape '
@@ -380,13 +335,10 @@ def second_moment(true_class_probs: Tensor) -> Tensor:
     sizes, is that of all their images.
 
     Args:
-        true_class_probs: f of each student and held-out image, (m, n), in [0, 1]. Detached.
+        true_class_probs: f of each student and held-out image, (m, n), in [0, 1].
 
     Returns:
         (m, m) in float64, symmetric, entries in [0, 1].
-
-    Raises:
-        ValueError: If the input is not (m, n) with at least one student and image.
 
     Examples:
         >>> import torch
@@ -414,7 +366,7 @@ def weights_from_second_moment(moment: Tensor) -> Tensor:
     are set to 0 and the rest scaled to sum 1.
 
     Args:
-        moment: C of m students, (m, m); see :func:`second_moment`. Detached.
+        moment: C of m students, (m, m); see :func:`second_moment`.
 
     Returns:
         (m,) weights in float64, non-negative, sum 1; equal if no student makes any error.
@@ -438,17 +390,8 @@ def weights_from_second_moment(moment: Tensor) -> Tensor:
 def generalization_weights(true_class_probs: Tensor) -> Tensor:
     """Weights of the students by their errors on held-out images, for KDCL-General.
 
-    :func:`weights_from_second_moment` of :func:`second_moment`, which say what they compute.
-
-    Args:
-        true_class_probs: f of each student and held-out image, (m, n), in [0, 1], at temperature
-            1 and in eval mode. Detached.
-
-    Returns:
-        (m,) weights in float64, non-negative, sum 1; equal if no student makes any error.
-
-    Raises:
-        ValueError: If the input is not (m, n) with at least one student and image.
+    :func:`weights_from_second_moment` of :func:`second_moment`, for ``true_class_probs`` (m, n)
+    at temperature 1 and in evaluation mode.
 
     Examples:
         Errors that never coincide are weighted by the inverse of their mean square:

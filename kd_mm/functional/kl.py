@@ -9,13 +9,7 @@ from kd_mm.checks import check_temperature
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half precision to float32 and leave float32 and float64 as they are.
-
-    Args:
-        x: Any floating-point tensor.
-
-    Returns:
-        ``x`` itself, or a float32 copy where its type is narrower.
+    """Widen half precision to float32; float32 and float64 are returned as they are.
 
     Examples:
         >>> import torch
@@ -31,9 +25,6 @@ def full_precision(device_type: str) -> AbstractContextManager:
     Args:
         device_type: Type of the tensors' device: ``'cpu'``, ``'cuda'``, ...
 
-    Returns:
-        A context manager.
-
     Examples:
         >>> import torch
         >>> x = torch.ones(1, 1)
@@ -47,9 +38,7 @@ def full_precision(device_type: str) -> AbstractContextManager:
 
 
 def soft_log_probs(logits: Tensor, temperature: float) -> Tensor:
-    r"""Log-probabilities of temperature-softened predictions.
-
-    .. math:: \log \mathrm{softmax}(z / T)
+    r"""Log-probabilities of softened predictions: :math:`\log \mathrm{softmax}(z / T)`.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), section 2.
 
@@ -78,8 +67,8 @@ def soft_target_kl(logits: Tensor, target_probs: Tensor, temperature: float) -> 
     .. math:: T^2 \sum_k q_k \, (\log q_k - \log \mathrm{softmax}(z / T)_k)
 
     The factor :math:`T^2` keeps the size of the gradient with respect to the logits when T
-    changes. Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (2015),
-    section 2; the distillation term of BAKE, KDCL, DML and FFSD alike.
+    changes. Source: Hinton et al. (2015), section 2; the distillation term of BAKE, KDCL, DML and
+    FFSD alike.
 
     Args:
         logits: Logits ``z`` of the student, (N, K). Carry gradient.
@@ -144,9 +133,6 @@ def mean_logit_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) ->
 
     Returns:
         A scalar >= 0, in float32 at least.
-
-    Raises:
-        ValueError: If the shapes differ or ``temperature`` is not positive.
 
     Examples:
         >>> import torch

@@ -25,6 +25,11 @@ NEEDS = {
     ),
 }
 
+# Rows of the metric that are no network's, and so names that no network may have.
+SUMMARY_ROWS = ('mean', 'best')
+JOINT_ROWS = ('ensemble', 'any_right', 'fusion')
+RESERVED_ROWS = (*SUMMARY_ROWS, *JOINT_ROWS)
+
 
 class Seen(NamedTuple):
     """What one network made of one view of the batch.
@@ -32,8 +37,7 @@ class Seen(NamedTuple):
     Attributes:
         logits: (N, K).
         embedding: (N, D), the input of the network's last linear layer.
-        maps: Outputs of the backbone, shallow to deep. Empty where a network has no backbone of
-            mmpretrain's.
+        maps: Outputs of the backbone, shallow to deep. Empty without a backbone of mmpretrain's.
     """
 
     logits: Tensor
@@ -42,13 +46,9 @@ class Seen(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Where training stands.
+    """Where training stands. Epochs and iterations are counted from 0.
 
     Attributes:
-        epoch: The current epoch, counted from 0.
-        max_epochs: Epochs in all.
-        iteration: The current iteration, counted from 0.
-        max_iters: Iterations in all.
         num_images: Images of the training set. Repeats of an image count once.
     """
 
@@ -60,14 +60,7 @@ class Clock(NamedTuple):
 
 
 def labels_of(data_samples: list[DataSample]) -> Tensor:
-    """Return what the classification losses see: mixed scores (N, K), or classes (N,).
-
-    Args:
-        data_samples: Samples of a batch.
-
-    Returns:
-        Labels of the batch.
-    """
+    """Return what the classification losses see: mixed scores (N, K), or classes (N,)."""
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples]).float()
     return torch.cat([sample.gt_label for sample in data_samples])
@@ -93,11 +86,7 @@ class Step(NamedTuple):
     clock: Clock | None = None
 
     def logits(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Return the logits (N, K) of each student's first view.
-
-        Args:
-            names: The students. None means all.
-        """
+        """Return the logits (N, K) of each student's first view; ``names`` None means all."""
         return {name: self.students[name][0].logits for name in names or self.students}
 
 
@@ -121,11 +110,9 @@ class Roles(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The networks that :meth:`Method.setup` builds necks, classifiers and memories for.
+    """The networks by name, for which :meth:`Method.setup` builds necks and classifiers.
 
     Attributes:
-        students: By name, in alphabetical order.
-        teachers: By name.
         num_classes: K.
         probe: Returns what a network (a student or a teacher, by name) makes of an image of
             zeros, in evaluation mode: for the widths and sizes of maps and embeddings.
@@ -141,7 +128,6 @@ class EpochEnd(NamedTuple):
     """What a method gets after each training epoch.
 
     Attributes:
-        students: The networks by name.
         teachers: Those that are copies of students may be given new weights.
         clock: The epoch that has ended.
         held_out: Returns an iterator over the images that training leaves out: logits (m, N, K)
@@ -184,14 +170,9 @@ class Method(BaseModule, ABC):
     needs: frozenset[str] = frozenset()
 
     def roles(self, students: tuple[str, ...], teachers: tuple[str, ...]) -> Roles:
-        """Check the networks' names, and say what the method makes of the students.
+        """Check the names of the networks, in alphabetical order, and give the students roles.
 
-        Args:
-            students: Their names, in alphabetical order.
-            teachers: Theirs.
-
-        Returns:
-            The roles. Those of a method that needs maps read the stages of all students.
+        Those of a method that needs maps read the stages of all students.
 
         Raises:
             ValueError: If a network is missing.
@@ -199,77 +180,37 @@ class Method(BaseModule, ABC):
         return Roles(stages=students if 'maps' in self.needs else None)
 
     def setup(self, networks: Networks) -> None:
-        """Build what depends on the networks. Nothing by default.
-
-        Args:
-            networks: The students and the teachers.
-        """
+        """Build what depends on the networks. Nothing by default."""
 
     def before(self, step: Step) -> Step:
-        """Return the step with other ``labels`` or ``weight`` of the students' own losses.
-
-        Args:
-            step: What the networks made of the batch.
-
-        Returns:
-            By default the step itself.
-        """
+        """Return the step with other ``labels`` or ``weight`` of the students' own losses."""
         return step
 
     @abstractmethod
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """Return the terms of the loss, means over the batch.
-
-        Args:
-            step: What the networks made of the batch.
-
-        Returns:
-            Scalars named ``<network>/loss_<term>``.
-        """
+        """Return the terms of the loss, means over the batch, as ``<network>/loss_<term>``."""
 
     def extra_logits(self, step: Step) -> dict[str, Tensor]:
         """Return the logits (N, K) of classifiers that are not students, by name.
 
-        The metric measures them; they are never exported. None by default.
-
-        Args:
-            step: What the students made of the batch, in prediction.
+        The metric measures them in prediction; they are never exported. None by default.
         """
         return {}
 
     def monitors(self, step: Step) -> dict[str, Tensor]:
-        """Return numbers for ``kd_mm.DiagnosticsHook``, by name. None by default.
-
-        Args:
-            step: What the networks made of the batch.
-
-        Returns:
-            Scalars. A name without "loss".
-        """
+        """Return scalars for ``kd_mm.DiagnosticsHook``, by names without "loss"."""
         return {}
 
     def relations(self, step: Step) -> dict[str, Relations]:
-        """Return what images take from each other, by student, for pictures. None by default.
-
-        Args:
-            step: What the networks made of the batch.
-        """
+        """Return what images take from each other, by student, for pictures."""
         return {}
 
     def extra_maps(self, step: Step) -> dict[str, Tensor]:
-        """Return the maps (N, C, H, W) behind ``extra_logits``, for pictures. None by default.
-
-        Args:
-            step: What the students made of the batch, in prediction.
-        """
+        """Return the maps (N, C, H, W) behind ``extra_logits``, for pictures."""
         return {}
 
     def after_epoch(self, end: EpochEnd) -> None:
-        """Act after a training epoch. Nothing by default.
-
-        Args:
-            end: The networks, the clock, the held-out images and the log.
-        """
+        """Act after a training epoch. Nothing by default."""
 
 
 class DistillerOf:
@@ -281,43 +222,32 @@ class DistillerOf:
     """
 
     def __init__(self, method: type[Method], type_name: str) -> None:
-        self.method = method
-        self.type_name = type_name
-        self.__name__ = method.__name__
-        self.__doc__ = method.__doc__
+        self.method, self.type_name = method, type_name
+        self.__name__, self.__doc__ = method.__name__, method.__doc__
         self.__module__ = method.__module__
 
     @property
-    def _options(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(self.method).parameters)
+    def _own(self) -> list[inspect.Parameter]:
+        """The options of the method."""
+        parameters = inspect.signature(self.method).parameters.values()
+        return [parameter for parameter in parameters if parameter.name != 'init_cfg']
 
     @property
     def __signature__(self) -> inspect.Signature:
         """The options of the method, then those of the Distiller."""
         from kd_mm.models.distiller import Distiller
 
-        shared = dict(inspect.signature(Distiller).parameters)
-        own = [p for k, p in self._options.items() if k != 'init_cfg']
-        parameters = [
-            p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared.values())
-        ]
-        return inspect.Signature(parameters)
+        together = (*self._own, *inspect.signature(Distiller).parameters.values())
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature([parameter.replace(kind=keyword) for parameter in together])
 
     def options(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a config of this type as options of the Distiller.
-
-        Args:
-            cfg: The config, with or without its type. Left as it is.
-        """
-        own = {'type': self.type_name}
-        rest = {}
-        for key, value in cfg.items():
-            if key in self._options and key != 'init_cfg':
-                own[key] = value
-            elif key != 'type':
-                rest[key] = value
-        name = self.method.__name__.lower()
-        return {**rest, 'methods': {name: own, **(rest.get('methods') or {})}}
+        """Return a config of this type, with or without ``type``, as options of the Distiller."""
+        names = {parameter.name for parameter in self._own}
+        own = {key: value for key, value in cfg.items() if key in names}
+        rest = {k: value for k, value in cfg.items() if k not in names and k != 'type'}
+        methods = {self.method.__name__.lower(): {'type': self.type_name, **own}}
+        return {**rest, 'methods': {**methods, **(rest.get('methods') or {})}}
 
     def __call__(self, **kwargs) -> nn.Module:
         """Build the Distiller with the method, from options of both."""

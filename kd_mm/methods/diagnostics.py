@@ -1,35 +1,9 @@
-"""What goes on between networks that teach each other: numbers to watch, none to train by."""
-
-from typing import NamedTuple
+"""Numbers about networks that teach each other, to log and not to train by."""
 
 import torch
 from torch import Tensor
 
 _EPS = 1e-12  # smallest norm that is divided by
-
-
-class EnsembleGap(NamedTuple):
-    """What an ensemble adds, in percentage points of accuracy.
-
-    Attributes:
-        mean: Above the mean of the students.
-        best: Above the best of them; may be negative.
-    """
-
-    mean: Tensor
-    best: Tensor
-
-
-class GradientComparison(NamedTuple):
-    """One gradient beside another.
-
-    Attributes:
-        ratio: Length of the first over that of the second, >= 0.
-        cosine: Of the angle between them, in [-1, 1]; 0 where one of them is zero.
-    """
-
-    ratio: Tensor
-    cosine: Tensor
 
 
 def agreement(first: Tensor, second: Tensor) -> Tensor:
@@ -43,7 +17,6 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
         A scalar in [0, 1].
 
     Examples:
-        >>> import torch
         >>> first = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
         >>> agreement(first, torch.tensor([[9.0, 1.0], [0.0, 1.0]]))
         tensor(0.5000)
@@ -52,12 +25,12 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
 
 
 def diversity(probs: Tensor) -> Tensor:
-    r"""How far predictions lie apart: their Jensen-Shannon divergence.
+    r"""Jensen-Shannon divergence of predictions, averaged over the images.
 
     .. math:: H\Big(\frac{1}{m} \sum_i p_i\Big) - \frac{1}{m} \sum_i H(p_i)
 
-    averaged over the images. Source: Lin, "Divergence measures based on the Shannon entropy"
-    (1991), section IV, with equal weights.
+    Source: Lin, "Divergence measures based on the Shannon entropy" (1991), section IV, with equal
+    weights.
 
     Args:
         probs: Predictions of m students, (m, N, K).
@@ -66,7 +39,6 @@ def diversity(probs: Tensor) -> Tensor:
         A scalar in [0, log m], in nats.
 
     Examples:
-        >>> import torch
         >>> diversity(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
         tensor(0.6931)
     """
@@ -75,52 +47,51 @@ def diversity(probs: Tensor) -> Tensor:
     return (-torch.xlogy(mean, mean).sum(dim=-1) - entropy.mean(dim=0)).mean()
 
 
-def ensemble_gap(probs: Tensor, classes: Tensor) -> EnsembleGap:
-    """What the mean of the students' predictions is better by than they are.
+def ensemble_gap(probs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Accuracy of the students' mean prediction above theirs, in percentage points.
 
     Args:
         probs: Predictions of m students, (m, N, K).
         classes: True classes, (N,).
 
     Returns:
-        Percentage points above the mean and above the best student.
+        Scalars: above the mean of the students, and above the best of them; may be negative.
 
     Examples:
-        >>> import torch
         >>> probs = torch.tensor([[[0.9, 0.1], [0.6, 0.4]], [[0.4, 0.6], [0.1, 0.9]]])
         >>> ensemble_gap(probs, torch.tensor([0, 1]))
-        EnsembleGap(mean=tensor(50.), best=tensor(50.))
+        (tensor(50.), tensor(50.))
     """
     everyone = torch.cat([probs, probs.mean(dim=0, keepdim=True)])
     accuracy = 100 * (everyone.argmax(dim=-1) == classes).float().mean(dim=1)
     students, ensemble = accuracy[:-1], accuracy[-1]
-    return EnsembleGap(ensemble - students.mean(), ensemble - students.amax())
+    return ensemble - students.mean(), ensemble - students.amax()
 
 
-def compare_gradients(first: Tensor, second: Tensor) -> GradientComparison:
-    """Compare two gradients, each as one vector.
+def compare_gradients(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare two gradients of one shape, each as one vector.
 
     Args:
         first: A gradient of any shape.
         second: Another of the same shape.
 
     Returns:
-        The ratio of their lengths and the cosine between them.
+        Scalars: the length of the first over that of the second, and the cosine between them,
+        0 where one of them is zero.
 
     Examples:
-        >>> import torch
         >>> compare_gradients(torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
-        GradientComparison(ratio=tensor(0.4000), cosine=tensor(0.8000))
+        (tensor(0.4000), tensor(0.8000))
     """
     first, second = first.flatten(), second.flatten()
     lengths = [gradient.norm().clamp_min(_EPS) for gradient in (first, second)]
-    ratio = first.norm() / lengths[1]
     # No matrix product, which autocast would compute in half precision.
-    return GradientComparison(ratio, (first / lengths[0] * (second / lengths[1])).sum())
+    cosine = (first / lengths[0] * (second / lengths[1])).sum()
+    return first.norm() / lengths[1], cosine
 
 
 def affinity_entropy(affinities: Tensor) -> Tensor:
-    r"""How evenly images listen to each other.
+    r"""Entropy of BAKE's affinities, over its largest value.
 
     .. math:: -\frac{1}{N \log (N - 1)} \sum_{ij} A_{ij} \log A_{ij}
 
@@ -128,10 +99,9 @@ def affinity_entropy(affinities: Tensor) -> Tensor:
         affinities: A of :func:`kd_mm.functional.bake.affinity`, (N, N) with N > 2.
 
     Returns:
-        A scalar in [0, 1]: 1 where each listens to all others alike, 0 where each listens to one.
+        A scalar in [0, 1]: 1 where each image weighs all others alike, 0 where it weighs one.
 
     Examples:
-        >>> import torch
         >>> affinity_entropy(torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
         tensor(0.3333)
     """
@@ -140,7 +110,7 @@ def affinity_entropy(affinities: Tensor) -> Tensor:
 
 
 def own_class_mass(affinities: Tensor, labels: Tensor) -> Tensor:
-    r"""How much of what an image listens to is of its own class.
+    r"""Share of BAKE's affinities between images of the same class.
 
     .. math:: \frac{1}{N} \sum_{ij} A_{ij} \, y_i \cdot y_j
 
@@ -152,7 +122,6 @@ def own_class_mass(affinities: Tensor, labels: Tensor) -> Tensor:
         A scalar in [0, 1].
 
     Examples:
-        >>> import torch
         >>> affinities = torch.tensor([[0.0, 0.7, 0.3], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
         >>> own_class_mass(affinities, torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
         tensor(0.4000)

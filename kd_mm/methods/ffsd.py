@@ -14,8 +14,7 @@ from kd_mm.functional.kl import at_least_float32, mean_logit_kl
 from kd_mm.registry import METHODS, MODELS
 
 from .base import Method, Networks, Roles, Step
-from .layout import fastest_layout
-from .maps import check_halving, check_same_size, shapes_of
+from .maps import check_halving, check_same_size, fastest_layout, shapes_of
 from .schedules import schedule
 
 DIVERSITIES = ('attention', 'l2', None)
@@ -23,12 +22,7 @@ SELF_DISTILLATIONS = ('both', 'common', 'leader', None)
 
 
 class Looks(NamedTuple):
-    """Where a network looks.
-
-    Attributes:
-        deepest: Its deepest map (B, C, H, W), laid out for the necks.
-        attention: :func:`kd_mm.functional.ffsd.attention_map` of each stage.
-    """
+    """Where a network looks: its deepest map, laid out for the necks, and att(F) of each stage."""
 
     deepest: Tensor
     attention: list[Tensor]
@@ -77,8 +71,7 @@ class FFSD(Method):
         norm_cfg (dict): Normalisation of the necks. Defaults to ``dict(type='BN')``.
 
     Raises:
-        ValueError: If there are fewer than two common students, the leader is missing or needed
-            and None, an ablation does not exist, a value is out of range, or maps do not fit.
+        ValueError: If students or their maps do not fit, or a value is out of range.
     """
 
     needs = frozenset({'maps'})

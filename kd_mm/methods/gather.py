@@ -9,7 +9,58 @@ import torch.nn.functional as F
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
+from kd_mm.checks import is_int
 from kd_mm.functional.kl import at_least_float32
+
+
+@torch.compiler.disable
+def _share_of_images(num_images: int, device: torch.device) -> Tensor:
+    """Return n G / N, for n images on this rank and N on all G ranks."""
+    total = torch.full((), num_images, dtype=torch.float64, device=device)
+    all_reduce(total)
+    return num_images * get_world_size() / total
+
+
+def weigh_by_share(losses: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Weigh means over this rank's images by their share of all images.
+
+    After gradients are averaged over the ranks, any number of ranks then equals one process.
+
+    Args:
+        losses: Scalars by name. Those without "loss" in their name are left as they are.
+        labels: Of this rank's images.
+    """
+    if get_world_size() == 1:
+        return losses
+    share = _share_of_images(len(labels), labels.device)
+    return {k: v * share.to(v.dtype) if 'loss' in k else v for k, v in losses.items()}
+
+
+class Capacity:
+    """Rows to which ranks pad batches of different sizes, without a host sync in each step.
+
+    The ranks settle the largest batch of the first two steps: a resumed run may begin with the
+    smaller last batch of an epoch.
+    """
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._to_settle = 2
+
+    def __call__(self, batch: Tensor, group: torch_dist.ProcessGroup | None = None) -> int:
+        """Return the rows; ValueError if this rank's batch has more."""
+        if self._to_settle:
+            self._to_settle -= 1
+            largest = torch.tensor(len(batch), device=batch.device)
+            all_reduce(largest, op='max', group=group)
+            self._rows = max(self._rows, int(largest))
+        if len(batch) > self._rows:
+            raise ValueError(
+                f'a batch must not exceed the largest one of the first two training steps, '
+                f'{self._rows} images per rank, but got {len(batch)}; train with a constant '
+                'batch_size (drop_last=True drops a smaller last batch)'
+            )
+        return self._rows
 
 
 class GlobalBatch(NamedTuple):
@@ -39,43 +90,12 @@ def _consecutive_ranks(group_size: int) -> torch_dist.ProcessGroup:
             "gather='global'"
         )
     start = rank - rank % group_size
-    # Else each rank would take part in making each group.
+    # Otherwise each rank would take part in making each group.
     return torch_dist.new_group(range(start, start + group_size), use_local_synchronization=True)
-
-
-@torch.compiler.disable
-def share_of_images(labels: Tensor) -> Tensor:
-    """Return the factor that turns this rank's mean into its part of the mean over all images.
-
-    After gradients are averaged over the G ranks, which hold N images in all: ``n G / N``.
-
-    Args:
-        labels: Of this rank's n images.
-    """
-    total = torch.full((), len(labels), dtype=torch.float64, device=labels.device)
-    all_reduce(total)
-    return len(labels) * get_world_size() / total
-
-
-def weigh_by_share(losses: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Weigh means over this rank's images, so that any number of ranks equals one process.
-
-    Args:
-        losses: Scalars by name. Those without "loss" in their name are left as they are.
-        labels: Of this rank's images.
-    """
-    if get_world_size() == 1:
-        return losses
-    share = share_of_images(labels)
-    return {k: v * share.to(v.dtype) if 'loss' in k else v for k, v in losses.items()}
 
 
 class BatchGatherer:
     """Concatenate the ranks' features and predictions: one collective, no host sync per step.
-
-    Ranks may hold batches of different sizes (the last one of an epoch): each pads to a common
-    capacity, the largest batch of the first two training steps, which the ranks settle then. A
-    resumed run may begin with the last, smaller batch of an epoch.
 
     Args:
         mode: ``'global'`` gathers over all ranks, ``'group'`` over each ``group_size``
@@ -83,8 +103,8 @@ class BatchGatherer:
         group_size: Ranks of a group, at least 2: for ``'group'`` and nothing else.
 
     Raises:
-        ValueError: If ``mode`` is unknown or ``group_size`` does not fit it or, in training, does
-            not divide the number of ranks; or if a batch exceeds the capacity.
+        ValueError: If ``group_size`` does not fit ``mode`` or, in training, does not divide the
+            number of ranks; or if a batch exceeds the :class:`Capacity`.
     """
 
     def __init__(self, mode: str, group_size: int | None = None) -> None:
@@ -93,8 +113,7 @@ class BatchGatherer:
                 f"gather must be 'global' (the batch of all ranks), 'group' (of group_size "
                 f"consecutive ranks) or 'local' (this rank's batch), but got {mode!r}"
             )
-        integer = isinstance(group_size, int) and not isinstance(group_size, bool)
-        if mode == 'group' and not (integer and group_size >= 2):
+        if mode == 'group' and not is_int(group_size, least=2):
             raise ValueError(
                 "gather='group' needs group_size, an integer of at least 2 ranks, but got "
                 f"{group_size!r}; give that of a node's GPUs, or take gather='local'"
@@ -106,41 +125,19 @@ class BatchGatherer:
             )
         self.mode = mode
         self.group_size = group_size
-        self._capacity = 0
-        self._to_settle = 2
+        self._capacity = Capacity()
 
     def __call__(self, features: Tensor, probs: Tensor) -> GlobalBatch:
-        """Return the batch that the ensembling runs over.
-
-        Args:
-            features: This rank's embeddings, (n, D).
-            probs: This rank's softened predictions, (n, K).
-
-        Returns:
-            The batch, detached and in float32 at least where it was gathered.
-        """
+        """Return the batch, detached, for embeddings (n, D) and predictions (n, K)."""
         features, probs = features.detach(), probs.detach()
-        num_images = len(features)
         if self.mode == 'local' or get_world_size() == 1:
             return GlobalBatch(features, probs, None, None)
-
         group = _consecutive_ranks(self.group_size) if self.mode == 'group' else None
-        if self._to_settle:
-            self._to_settle -= 1
-            largest = torch.tensor(num_images, device=features.device)
-            all_reduce(largest, op='max', group=group)
-            self._capacity = max(self._capacity, int(largest))
-        if num_images > self._capacity:
-            raise ValueError(
-                f'a batch must not exceed the largest one of the first two training steps, '
-                f'{self._capacity} images per rank, but got {num_images}; train with a constant '
-                "batch_size (drop_last=True drops a smaller last batch), or set gather='local'"
-            )
+        capacity, num_images = self._capacity(features, group), len(features)
         features, probs = at_least_float32(features), at_least_float32(probs)
         block = torch.cat([features, probs, features.new_ones(num_images, 1)], dim=1)
-        block = F.pad(block, (0, 0, 0, self._capacity - num_images))
+        block = F.pad(block, (0, 0, 0, capacity - num_images))
         block = torch.cat(all_gather(block, group))
         features, probs, valid = block.split([features.shape[1], probs.shape[1], 1], dim=1)
-        valid = valid.squeeze(1)
-        start = get_rank(group) * self._capacity
-        return GlobalBatch(features, probs, slice(start, start + num_images), valid)
+        start = get_rank(group) * capacity
+        return GlobalBatch(features, probs, slice(start, start + num_images), valid.squeeze(1))

@@ -1,11 +1,31 @@
-"""What methods ask of the maps of several stages."""
+"""Maps of several stages: what methods ask of them, and the layout in which necks are fastest."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]  # (C, H, W)
+
+
+def fastest_layout(x: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) with its channels last in memory on a CPU, or as it is on a GPU.
+
+    Transposed and depthwise convolutions and BN then take about half the time. The gradient goes
+    back in x's own layout: the network below would work in two layouts at once, which is slower.
+
+    Examples:
+        >>> fastest_layout(torch.rand(2, 3, 4, 5)).stride()
+        (60, 1, 15, 3)
+    """
+    if x.device.type != 'cpu':
+        return x
+    last = x.contiguous(memory_format=torch.channels_last)
+    # A compiler lays out gradients by itself, and those of older torch know no hook here.
+    if last is not x and last.requires_grad and not torch.compiler.is_compiling():
+        last.register_hook(torch.Tensor.contiguous)
+    return last
 
 
 def shapes_of(maps: Sequence[Tensor]) -> list[Shape]:
@@ -14,13 +34,10 @@ def shapes_of(maps: Sequence[Tensor]) -> list[Shape]:
 
 
 def check_same_size(shapes: Mapping[str, Sequence[Shape]]) -> None:
-    """Check that the deepest maps of all students have one height and width.
+    """Raise ValueError unless the students' deepest maps have one height and width.
 
     Args:
         shapes: Of the maps of each student, shallow to deep.
-
-    Raises:
-        ValueError: If a student gives no maps, or sizes differ.
     """
     for name, stages in shapes.items():
         if not stages or len(stages[-1]) != 3:
@@ -39,14 +56,11 @@ def check_same_size(shapes: Mapping[str, Sequence[Shape]]) -> None:
 
 
 def check_halving(name: str, shapes: Sequence[Shape]) -> None:
-    """Check that a student gives several maps, each half as large as the one before.
+    """Raise ValueError unless a student gives several maps, each half as large as the one before.
 
     Args:
         name: Of the student.
         shapes: Of its maps, shallow to deep.
-
-    Raises:
-        ValueError: If it does not.
     """
     if len(shapes) < 2:
         raise ValueError(

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather, all_reduce, get_world_size
+from mmengine.dist import all_gather, get_world_size
 from torch import Tensor, nn
 
-__all__ = ['SampleMemory']
+from .gather import Capacity
 
 
 class SampleMemory(nn.Module):
@@ -16,9 +16,7 @@ class SampleMemory(nn.Module):
     Rows are found by image number (:func:`kd_mm.datasets.image_numbers`). They lie on the
     module's device, are the same on all ranks, and are saved in the checkpoint: a resumed run
     has them again. n images take n D values and n bytes (fp16, ImageNet, D = 1000: 2.6 GB).
-
-    :meth:`resize` comes before the first :meth:`read` and :meth:`write`, before or after a
-    checkpoint is loaded.
+    ``kd_mm.DistillerHook`` calls :meth:`resize` before the first :meth:`read` and :meth:`write`.
 
     Args:
         num_values (int): D, the values of an image.
@@ -43,18 +41,14 @@ class SampleMemory(nn.Module):
         self.num_values = num_values
         self.register_buffer('values', torch.zeros(0, num_values, dtype=dtype))
         self.register_buffer('filled', torch.zeros(0, dtype=torch.bool))
-        self._capacity = 0
-        self._to_settle = 2
+        self._capacity = Capacity()
 
     def __deepcopy__(self, memo: dict) -> 'SampleMemory':
         """Share the rows with copies of the model, such as the average of an ``EMAHook``."""
         return self
 
     def resize(self, num_images: int) -> None:
-        """Make a row for each image; rows that are there, as from a checkpoint, are kept.
-
-        Args:
-            num_images: n, the number of different training images.
+        """Make a row for each of n different images; rows that a checkpoint has filled are kept.
 
         Raises:
             ValueError: If there are rows already, but not n.
@@ -71,41 +65,37 @@ class SampleMemory(nn.Module):
         self.filled = self.filled.new_zeros(num_images)
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return copies of the rows of some images.
+        """Return copies of the rows of some images, without gradient.
 
         Args:
             index: Image numbers (N,), int64.
 
         Returns:
             tuple: ``values``, (N, D) in float32, zeros for images that were never written, and
-            ``filled``, (N,) bool, which tells whether they were. Neither carries gradient.
+            ``filled``, (N,) bool, whether they were.
 
         Raises:
-            ValueError: If :meth:`resize` was not called; or if an index on the CPU is out of
-                range (on a GPU, a check would wait for it).
+            ValueError: If :meth:`resize` was not called, or an index on the CPU is out of range
+                (on a GPU, a check would wait for it).
         """
         index = self._checked(index)
         return self.values[index].float(), self.filled[index]
 
     @torch.no_grad()
     def write(self, index: Tensor, values: Tensor) -> None:
-        """Replace the rows of the batch's images, on all ranks alike.
+        """Replace the rows of the batch's images, on all ranks alike: one collective.
 
-        Where the batches of all ranks, one after another, have an image several times, its first
-        occurrence counts: on each device, in each run. It takes O(M^2) bytes for M images of all
-        ranks.
-
-        All ranks write in the same steps: one collective. Ranks may hold batches of different
-        sizes (the last one of an epoch): each pads to the largest batch of the first two
-        writes, which the ranks settle then.
+        All ranks write in the same steps, batches of different sizes too; see
+        :class:`~kd_mm.methods.gather.Capacity`. Where the batches of all ranks, one after another,
+        have an image several times, its first occurrence counts: on each device, in each run. It
+        takes O(M^2) bytes for M images of all ranks.
 
         Args:
             index: Image numbers (N,), int64, N >= 1.
             values: Their values (N, D). Detached.
 
         Raises:
-            ValueError: As :meth:`read`; if the shapes do not fit; or if, on several ranks, a
-                batch exceeds the largest one of the first two writes.
+            ValueError: As :meth:`read`, or if the shapes or the capacity do not fit.
         """
         index = self._checked(index)
         if not len(index) or values.shape != (len(index), self.num_values):
@@ -140,21 +130,11 @@ class SampleMemory(nn.Module):
 
     def _gather(self, index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the batches of all ranks, in their order, with repeated images as padding."""
-        if self._to_settle:
-            self._to_settle -= 1
-            largest = torch.tensor(len(index), device=index.device)
-            all_reduce(largest, op='max')
-            self._capacity = max(self._capacity, int(largest))
-        if len(index) > self._capacity:
-            raise ValueError(
-                'a batch must not exceed the largest one of the first two writes, '
-                f'{self._capacity} images per rank, but got {len(index)}; train with a constant '
-                'batch_size'
-            )
+        capacity = self._capacity(index)
         # As bytes, both fit into one collective, exactly.
         parts = [index[:, None].view(torch.uint8), values.contiguous().view(torch.uint8)]
         # A rank's last image once more is no new occurrence of it.
-        rows = torch.arange(self._capacity, device=index.device).clamp(max=len(index) - 1)
+        rows = torch.arange(capacity, device=index.device).clamp(max=len(index) - 1)
         blocks = torch.cat(all_gather(torch.cat(parts, dim=1)[rows]))
         index, values = blocks.split([part.shape[1] for part in parts], dim=1)
         index = index.contiguous().view(torch.int64).squeeze(1)

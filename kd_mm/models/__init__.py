@@ -1,7 +1,6 @@
 """Models of kd_mm: the Distiller, its heads and necks, and backbones that mmpretrain lacks."""
 
 from .backbones import *  # noqa: F403
-from .batch_augments import BatchRandomCrop, BatchRandomFlip
 from .data_preprocessor import CohortDataPreprocessor
 from .distiller import Distiller
 from .heads import BAKEHead
@@ -9,8 +8,6 @@ from .necks import FeatureFusionNeck, FusionDecoder, SelfDistillationNeck
 
 __all__ = [
     'BAKEHead',
-    'BatchRandomCrop',
-    'BatchRandomFlip',
     'CohortDataPreprocessor',
     'Distiller',
     'FeatureFusionNeck',

@@ -8,8 +8,8 @@ import torch
 from mmpretrain.models.utils import ClsDataPreprocessor
 from torch import Tensor
 
+from kd_mm.datasets.in_memory import run_generator
 from kd_mm.functional.kdcl import check_soft_labels
-from kd_mm.models.batch_augments import run_generator
 from kd_mm.plain import Replaceable
 from kd_mm.registry import MODELS
 
@@ -24,7 +24,7 @@ class CohortDataPreprocessor(Replaceable, ClsDataPreprocessor):
     at once and on the device of the model: for images in memory (``kd_mm.InMemory``), which then
     need no work one by one. Each image, and each view of it, has its own draw, from the seed of
     the run, the number of the iteration and the rank; see
-    :func:`kd_mm.models.batch_augments.run_generator`. One network alone may use it as well.
+    :func:`kd_mm.datasets.in_memory.run_generator`. One network alone may use it as well.
 
     Args:
         augments (Sequence[dict]): Configs of ``kd_mm.BatchRandomCrop`` and the like, applied in
@@ -64,16 +64,10 @@ class CohortDataPreprocessor(Replaceable, ClsDataPreprocessor):
         return {key: value for key, value in cfg.items() if key in known}
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Prepare a batch for the students.
+        """Prepare a batch for the students, in training with augmentations.
 
-        Args:
-            data: ``inputs``, images (N, C, H, W) or a list of such views, as default_collate
-                gives them, and ``data_samples``.
-            training: Apply the augmentations.
-
-        Returns:
-            dict: ``inputs`` in the form they came in, or as many views as are drawn, and
-            ``data_samples``.
+        ``data`` holds ``inputs``, images (N, C, H, W) or a list of such views, as default_collate
+        gives them, and ``data_samples``. So does what is returned.
 
         Raises:
             ValueError: If the data set's soft labels are no distributions, or there are
@@ -86,11 +80,10 @@ class CohortDataPreprocessor(Replaceable, ClsDataPreprocessor):
             check_soft_labels(torch.stack([sample.gt_score for sample in given]).float())
         if not (isinstance(views, (list, tuple)) and views[0].ndim == 4):
             return super().forward(data, training)
-        views = [
-            super(CohortDataPreprocessor, self).forward({'inputs': v})['inputs'] for v in views
-        ]
-        # Labels alone, beside no image: mixing comes after, for all views at once.
-        samples = super().forward({**data, 'inputs': views[0][:0]})['data_samples']
+        prepare = super().forward
+        views = [prepare({'inputs': view})['inputs'] for view in views]
+        # Labels without images: mixing comes after, for all views at once.
+        samples = prepare({**data, 'inputs': views[0][:0]})['data_samples']
         if training and self.batch_augments is not None:
             scores = torch.stack([sample.gt_score for sample in samples])
             mixed, scores = self.batch_augments(torch.cat(views, dim=1), scores)
@@ -100,13 +93,7 @@ class CohortDataPreprocessor(Replaceable, ClsDataPreprocessor):
         return {'inputs': views, 'data_samples': samples}
 
     def draw(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Augment each image of a batch by its own draw, or draw its views.
-
-        Args:
-            images: (N, C, H, W), as they come from the loader. Left as they are.
-
-        Returns:
-            Images of the same shape and type, or a list of ``num_views`` such views.
+        """Augment images (N, C, H, W), each by its own draw, or draw ``num_views`` views of them.
 
         Raises:
             ValueError: If the images are a list.

@@ -1,12 +1,15 @@
 """The model wrapper: named students, frozen teachers, and the methods that distil between them."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleDict
+from mmpretrain.models.classifiers import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
@@ -33,20 +36,18 @@ from .networks import (
     EmbeddingTap,
     build_network,
     check_names,
-    check_recomputation,
     deepest_only,
-    equal_weights,
     evaluating,
     num_classes_of,
     own_losses,
     see,
+    strip_part,
     student_cfg,
     zeros_for,
 )
 from .teachers import Teachers
 from .trunk import Trunk
 
-WARNING = 30
 SINGLE = 'student'  # the name of one network that trains alone
 RUN_NEEDS = ('clock', 'index', 'held_out')  # what kd_mm.DistillerHook gives
 
@@ -123,17 +124,13 @@ class Distiller(BaseModel):
                 'a model must have either one student=dict(...) or students=dict(name=dict(...), '
                 f'...), but got {"neither" if student is None else "both"}'
             )
-        self_cfg: dict[str, Any] = {}
+        preprocessor: dict[str, Any] = {'type': 'kd_mm.CohortDataPreprocessor'}
         if student is not None:
             student = student_cfg(student)
             train_cfg = train_cfg or student.pop('train_cfg', None)
-            self_cfg = student.pop('data_preprocessor', None) or {}
+            preprocessor |= student.pop('data_preprocessor', None) or {}
             students = {SINGLE: student}
-        preprocessor = {
-            'type': 'kd_mm.CohortDataPreprocessor',
-            **self_cfg,
-            **(data_preprocessor or {}),
-        }
+        preprocessor |= data_preprocessor or {}
         if train_cfg:
             preprocessor.setdefault('batch_augments', train_cfg)
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
@@ -147,17 +144,13 @@ class Distiller(BaseModel):
                 f'{views!r}'
             )
         self.is_single = student is not None
-        self.views = views
-        self.with_cp = with_cp
-        self.img_size = img_size
+        self.views, self.with_cp, self.img_size = views, with_cp, img_size
         self._clock: Clock | None = None
         self.observers: list[Observer] = []
 
         # What is stored by position follows the order, and a dumped config has its keys sorted.
         students = {name: student_cfg(cfg) for name, cfg in sorted(students.items())}
-        built = build_methods(methods or {})
-        roles = find_roles(built, tuple(students), tuple(sorted(teachers or {})), views)
-        self.deploy = choose_deployed(roles, tuple(students), deploy)
+        built, roles, self.deploy = plan_of(students, teachers or (), methods, views, deploy)
         self.outside_ensemble = tuple(
             name for name in students if any(name in role.outside_ensemble for role in roles)
         )
@@ -171,11 +164,22 @@ class Distiller(BaseModel):
         self.students = ModuleDict(  # MMEngine's, which initialises what it holds
             {name: build_network(cfg, f'students.{name}') for name, cfg in students.items()}
         )
-        check_recomputation(self.students, with_cp)
-        self._taps = {name: EmbeddingTap(net, name) for name, net in self.students.items()}
+        for name, network in self.students.items():
+            if with_cp and not isinstance(network, ImageClassifier):
+                raise ValueError(
+                    f'with_cp recomputes the backbone of an ImageClassifier, but {name} is a '
+                    f'{type(network).__name__}; set with_cp=True in students.{name}'
+                )
         self.teachers = Teachers(teachers or {}, self.students)
+        self._taps = {name: EmbeddingTap(net, name) for name, net in self.students.items()}
         self._check_classes()
-        self.trunk = self._build_trunk(shared_stages)
+        if shared_stages and (with_cp or len(students) < 2 or views == 'per_student'):
+            raise ValueError(
+                'shared_stages needs at least two students that see the same images, without '
+                f'with_cp, but got {len(students)} students, views={views!r} and '
+                f'with_cp={with_cp}'
+            )
+        self.trunk = Trunk(self.students, shared_stages, img_size)
         self.methods = ModuleDict(built)
         networks = Networks(
             dict(self.students), self.teachers.networks, self.num_classes, self._probe
@@ -183,20 +187,8 @@ class Distiller(BaseModel):
         for method in self.methods.values():
             method.setup(networks)
         if self.is_single:
-            self._register_state_dict_hook(_without_prefix)
+            self._register_state_dict_hook(partial(strip_part, f'students.{SINGLE}.'))
             self._register_load_state_dict_pre_hook(_with_prefix)
-
-    def _build_trunk(self, num_stages: int) -> Trunk | None:
-        """Share the first stages, where that is asked for."""
-        if num_stages == 0:
-            return None
-        if self.with_cp or len(self.students) < 2 or self.views == 'per_student':
-            raise ValueError(
-                'shared_stages needs at least two students that see the same images, without '
-                f'with_cp, but got {len(self.students)} students, views={self.views!r} and '
-                f'with_cp={self.with_cp}'
-            )
-        return Trunk(self.students, num_stages, self.img_size)
 
     @property
     def clock(self) -> Clock | None:
@@ -228,8 +220,8 @@ class Distiller(BaseModel):
 
     def _check_classes(self) -> None:
         """Raise ValueError if the networks differ in their number of classes."""
-        counts = {name: num_classes_of(net) for name, net in self.students.items()}
-        counts |= {name: num_classes_of(net) for name, net in self.teachers.networks.items()}
+        networks = {**self.students, **self.teachers.networks}
+        counts = {name: num_classes_of(network) for name, network in networks.items()}
         if len(set(counts.values()) - {None}) > 1:
             listed = ', '.join(f'{name}: {count}' for name, count in counts.items())
             raise ValueError(
@@ -237,12 +229,10 @@ class Distiller(BaseModel):
                 'model.students.<name>.head.num_classes'
             )
 
-    @torch.no_grad()
     def _probe(self, name: str) -> Seen:
         """Return what a network makes of an image of zeros, in evaluation mode."""
-        is_student = name in self.students
-        network = self.students[name] if is_student else self.teachers.networks[name]
-        tap = self._taps[name] if is_student else self.teachers.taps[name]
+        network = {**self.teachers.networks, **self.students}[name]
+        tap = {**self.teachers.taps, **self._taps}[name]
         with evaluating(network):
             try:
                 return see(network, zeros_for(network, self.img_size), tap, self._deepest)
@@ -253,54 +243,43 @@ class Distiller(BaseModel):
                     f'they train on, or correct neck and head of {name}'
                 ) from error
             finally:
-                if self.trunk is not None:
-                    self.trunk.clear()
+                self.trunk.clear()
 
     def init_weights(self) -> None:
         """Initialise the students, load the teachers; warn of students with equal weights.
 
-        Raises:
-            OSError: If there is no such checkpoint.
-            ValueError: If a checkpoint cannot be read safely, or does not fit.
+        Raises OSError if there is no such checkpoint, ValueError if one is not safe, or misfits.
         """
-        self.check_checkpoints()
+        check_init_checkpoints(self)
         super().init_weights()
         for first, second in self.equal_students():
             print_log(
                 f'students {first} and {second} have identical initial weights, so they will stay '
                 'identical; give them different init_cfg, or remove it',
                 logger='current',
-                level=WARNING,
+                level=logging.WARNING,
             )
         self.teachers.load()
 
     def equal_students(self) -> list[tuple[str, str]]:
         """Return the pairs of students whose weights are the same, name by name."""
-        pairs = combinations(self.students.items(), 2)
-        return [(first, second) for (first, a), (second, b) in pairs if equal_weights(a, b)]
-
-    def check_checkpoints(self) -> None:
-        """Check that each checkpoint of an ``init_cfg`` has a weight for its module.
-
-        Raises:
-            OSError: If there is no such file, here or in the web.
-            ValueError: If the file cannot be read safely, or none of its names is the module's.
-        """
-        check_init_checkpoints(self)
+        weights = {name: dict(net.named_parameters()) for name, net in self.students.items()}
+        return [
+            (a, b)
+            for a, b in combinations(weights, 2)
+            if weights[a].keys() == weights[b].keys()
+            and all(torch.equal(weight, weights[b][key]) for key, weight in weights[a].items())
+        ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'Distiller':
         """Move or convert the model, and the teachers with it."""
         super()._apply(fn, recurse)
-        self.teachers.apply(fn)
+        for network in self.teachers.networks.values():
+            network._apply(fn)
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Return the depth of one network's layer, for layer-wise decay of the learning rate.
-
-        Args:
-            param_name: Name of a parameter.
-            prefix: Of that name.
-        """
+        """Return the depth of one network's layer, for layer-wise decay of the learning rate."""
         if not self.is_single:
             raise ValueError(
                 'layer-wise decay of the learning rate needs one network, but there are '
@@ -319,14 +298,10 @@ class Distiller(BaseModel):
         """Run the model.
 
         Args:
-            inputs: Images (N, C, H, W), or, for ``mode='loss'`` and several views, a list of
-                such views.
-            data_samples: Labels of the N images.
+            inputs: Images (N, C, H, W), or, for ``mode='loss'`` and several views, their list.
+            data_samples: Labels of the N images, hard or mixed.
             mode: ``'tensor'``: logits of the deployed student; ``'predict'``: its predictions,
                 with every student's scores; ``'loss'``: losses by name.
-
-        Returns:
-            What ``mode`` asks for.
         """
         try:
             if mode == 'loss':
@@ -336,21 +311,15 @@ class Distiller(BaseModel):
             if mode == 'tensor':
                 return self.students[self.deploy](inputs, mode='tensor')
         finally:
-            if self.trunk is not None:
-                self.trunk.clear()
+            self.trunk.clear()
         raise RuntimeError(f'Invalid mode "{mode}".')
 
     def loss(
         self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]
     ) -> dict[str, Tensor]:
-        """Return each student's own losses and the terms of the methods.
+        """Return each student's own losses and the terms of the methods, by ``<network>/<loss>``.
 
-        Args:
-            inputs: Images (N, C, H, W), or a list of such views.
-            data_samples: Labels of the N images, hard or mixed.
-
-        Returns:
-            dict[str, Tensor]: ``<network>/<loss>``; without ``<network>/`` for one alone.
+        The names of one network alone lack ``<network>/``.
 
         Raises:
             ValueError: If there are not as many views as ``views`` says.
@@ -358,61 +327,26 @@ class Distiller(BaseModel):
         """
         if self.observers:
             return self._observed_loss(inputs, data_samples)
-        return self._losses(inputs, data_samples)[1]
+        return self._losses(self._step(inputs, data_samples))
 
     @torch.compiler.disable  # a compiled graph has no logits to take gradients at
     def _observed_loss(
         self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]
     ) -> dict[str, Tensor]:
         """Return the losses, and show the step to the observers."""
-        step, losses = self._losses(inputs, data_samples)
+        step = self._step(inputs, data_samples)
+        losses = self._losses(step)
         for observer in tuple(self.observers):
             observer(step, losses)
         return losses
 
-    def _losses(
-        self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]
-    ) -> tuple[Step, dict[str, Tensor]]:
-        """Return the step and the losses."""
-        step = self._step(inputs, data_samples)
-        for method in self.methods.values():
-            step = method.before(step)
-        losses = {}
-        for name, views in step.students.items():
-            for key, value in self._own_losses(name, views, step).items():
-                losses[f'{name}/{key}'] = value
-        for name, method in self.methods.items():
-            for key, value in method.losses(step).items():
-                # Two methods of one kind, such as two teachers, give terms of one name.
-                losses[f'{key}_{name}' if key in losses else key] = value
-        if self.training:
-            losses = weigh_by_share(losses, step.labels)
-        if self.is_single:
-            losses = {key.removeprefix(f'{SINGLE}/'): value for key, value in losses.items()}
-        return step, losses
-
-    def _own_losses(self, name: str, views: list[Seen], step: Step) -> dict[str, Tensor]:
-        """Return the losses of a student's own head, means over the views with gradient."""
-        found = [
-            own_losses(self.students[name], seen, step.labels, step.weight)
-            for number, seen in enumerate(views)
-            if number not in self.views_without_gradient
-        ]
-        losses = found[0]
-        if len(found) > 1:
-            losses = {key: sum(part[key] for part in found) / len(found) for key in losses}
-        head = getattr(self.students[name], 'head', None)
-        if isinstance(head, DistillingHead):
-            terms = head.terms(step._replace(students={name: views}))
-            losses.update({k.removeprefix(f'{name}/'): value for k, value in terms.items()})
-        return losses
-
     def _step(self, inputs: Tensor | list[Tensor], data_samples: list[DataSample]) -> Step:
-        """Run all networks on their views."""
-        views = self._views(inputs)
+        """Run all networks on their views, and let the methods change labels and weights."""
+        self.check_views(inputs)
+        views = [inputs] if self.views == 'shared' else list(inputs)
         if self.training and self._clock is None:
             self._check_hook()
-        if self.trunk is not None and not self.trunk.is_linked(self.students):
+        if not self.trunk.is_linked(self.students):
             self.trunk.link(self.students)
         students = {}
         for place, name in enumerate(self.students):
@@ -427,39 +361,66 @@ class Distiller(BaseModel):
             # From pinned memory, so that the host does not wait for the device.
             index = torch.tensor(numbers, pin_memory=views[0].is_cuda)
             index = index.to(views[0].device, non_blocking=True)
-        return Step(students, teachers, labels_of(data_samples), None, index, self._clock)
+        step = Step(students, teachers, labels_of(data_samples), None, index, self._clock)
+        for method in self.methods.values():
+            step = method.before(step)
+        return step
 
     def _see(self, name: str, view: Tensor, number: int) -> Seen:
-        """Run one student on one view."""
+        """Run one student on the view of a number."""
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and number not in self.views_without_gradient
         ):
             return see(self.students[name], view, self._taps[name], self._deepest, self.with_cp)
 
+    def _losses(self, step: Step) -> dict[str, Tensor]:
+        """Return the losses of the students' own heads and the terms of the methods."""
+        losses = {}
+        for name, views in step.students.items():
+            losses |= self._own_losses(name, views, step)
+        for name, method in self.methods.items():
+            for key, value in method.losses(step).items():
+                # Two methods of one kind, such as two teachers, give terms of one name.
+                losses[f'{key}_{name}' if key in losses else key] = value
+        if self.training:
+            losses = weigh_by_share(losses, step.labels)
+        if self.is_single:
+            losses = {key.removeprefix(f'{SINGLE}/'): value for key, value in losses.items()}
+        return losses
+
+    def _own_losses(self, name: str, views: list[Seen], step: Step) -> dict[str, Tensor]:
+        """Return the losses of a student's own head, means over the views with gradient."""
+        found = [
+            own_losses(self.students[name], seen, step.labels, step.weight)
+            for number, seen in enumerate(views)
+            if number not in self.views_without_gradient
+        ]
+        losses = found[0]
+        if len(found) > 1:
+            losses = {key: sum(part[key] for part in found) / len(found) for key in losses}
+        losses = {f'{name}/{key}': value for key, value in losses.items()}
+        if head := self._distilling_heads().get(name):
+            losses |= head.terms(step._replace(students={name: views}))
+        return losses
+
+    def _distilling_heads(self) -> dict[str, DistillingHead]:
+        """Return the heads that distil by themselves, by student."""
+        heads = {name: getattr(net, 'head', None) for name, net in self.students.items()}
+        return {name: head for name, head in heads.items() if isinstance(head, DistillingHead)}
+
     def _check_hook(self) -> None:
         """Raise RuntimeError if a method needs what the hook gives."""
         for method in self.methods.values():
-            needed = [NEEDS[need] for need in RUN_NEEDS if need in method.needs]
-            if needed:
-                raise RuntimeError(
-                    f'kd_mm.{type(method).__name__} needs {needed[0]}, which kd_mm.DistillerHook '
-                    "gives; add default_hooks=dict(distiller=dict(type='kd_mm.DistillerHook'))"
-                )
-
-    def _views(self, inputs: Tensor | list[Tensor]) -> list[Tensor]:
-        """Return the views of the batch: one, one for each student, or several for each."""
-        self.check_views(inputs)
-        return [inputs] if self.views == 'shared' else list(inputs)
+            for need in RUN_NEEDS:
+                if need in method.needs:
+                    raise RuntimeError(
+                        f'kd_mm.{type(method).__name__} needs {NEEDS[need]}, which '
+                        'kd_mm.DistillerHook gives; add '
+                        "default_hooks=dict(distiller=dict(type='kd_mm.DistillerHook'))"
+                    )
 
     def check_views(self, inputs: Tensor | list[Tensor]) -> None:
-        """Check that training gets as many views as it needs.
-
-        Args:
-            inputs: One image, or a list of its views, of a sample or of a batch.
-
-        Raises:
-            ValueError: If it does not.
-        """
+        """Raise ValueError unless a sample or batch has as many views as training needs."""
         num_students = len(self.students)
         wanted = {'shared': None, 'per_student': num_students}.get(self.views, self.views)
         given = len(inputs) if isinstance(inputs, (list, tuple)) else None
@@ -474,19 +435,11 @@ class Distiller(BaseModel):
         )
 
     def monitors(self, step: Step) -> dict[str, Tensor]:
-        """Return the numbers of all methods, for ``kd_mm.DiagnosticsHook``.
-
-        Args:
-            step: What the networks made of the batch.
-        """
+        """Return the numbers of all methods, for ``kd_mm.DiagnosticsHook``."""
         return self._gathered(step, 'monitors')
 
     def relations(self, step: Step) -> dict[str, Relations]:
-        """Return what images take from each other, by network, for pictures.
-
-        Args:
-            step: What the networks made of the batch.
-        """
+        """Return what images take from each other, by network, for pictures."""
         return self._gathered(step, 'relations')
 
     def _gathered(self, step: Step, question: str) -> dict[str, Any]:
@@ -494,21 +447,15 @@ class Distiller(BaseModel):
         found = {}
         for method in self.methods.values():
             found |= getattr(method, question)(step)
-        for name, network in self.students.items():
-            head = getattr(network, 'head', None)
-            if isinstance(head, DistillingHead):
-                own = step._replace(students={name: step.students[name]})
-                found |= getattr(head, question)(own)
+        for name, head in self._distilling_heads().items():
+            own = step._replace(students={name: step.students[name]})
+            found |= getattr(head, question)(own)
         if self.is_single:
             found = {key.removesuffix(SINGLE).removesuffix('/'): v for key, v in found.items()}
         return found
 
     def all_logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits (m, N, K) of all students.
-
-        Args:
-            inputs: Images (N, C, H, W).
-        """
+        """Return the logits (m, N, K) of all students for images (N, C, H, W)."""
         return torch.stack([seen.logits for (seen,) in self._see_all(inputs).values()])
 
     def _see_all(self, inputs: Tensor) -> dict[str, list[Seen]]:
@@ -519,22 +466,15 @@ class Distiller(BaseModel):
                 for name, net in self.students.items()
             }
         finally:
-            if self.trunk is not None:
-                self.trunk.clear()
+            self.trunk.clear()
 
     def predict(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None
     ) -> list[DataSample]:
-        """Return the deployed student's predictions, with the scores of all.
+        """Write ``pred_score`` and ``pred_label`` of the deployed student into samples.
 
-        Args:
-            inputs: Images (N, C, H, W).
-            data_samples: Samples to write into.
-
-        Returns:
-            Samples with ``pred_score`` and ``pred_label`` of the deployed student, and
-            ``student_scores``, each student's class probabilities (K,) by name. Where there are
-            classifiers that are no part of the ensemble, ``scores_beside`` holds theirs.
+        ``student_scores`` holds each student's class probabilities (K,) by name. Where there are
+        classifiers that are no part of the ensemble, ``scores_beside`` holds theirs.
         """
         step = Step(self._see_all(inputs), {})
         for observer in tuple(self.observers):
@@ -557,84 +497,64 @@ class Distiller(BaseModel):
         return samples
 
 
-def build_methods(cfgs: Mapping[str, Mapping]) -> dict[str, Method]:
-    """Build methods by name, in alphabetical order.
+class Plan(NamedTuple):
+    """What the methods of a model make of its networks.
 
-    Args:
-        cfgs: Their configs.
+    Attributes:
+        methods: By name, in alphabetical order.
+        roles: What each makes of the students.
+        deploy: Name of the deployed student.
+    """
+
+    methods: dict[str, Method]
+    roles: list[Roles]
+    deploy: str
+
+
+def plan_of(
+    students: Iterable[str],
+    teachers: Iterable[str] = (),
+    methods: Mapping[str, Mapping] | None = None,
+    views: str | int = 'shared',
+    deploy: str | None = None,
+) -> Plan:
+    """Build the methods, and check that networks of these names are what they need.
 
     Raises:
-        ValueError: If one does not exist, or an option is out of range.
+        ValueError: If a method does not exist, an option is out of range, a method lacks
+            something, or ``deploy`` does not name a student.
     """
-    methods = {}
-    for name, cfg in sorted(cfgs.items()):
-        place = f'model.methods.{name}'
+    students, teachers = tuple(sorted(students)), tuple(sorted(teachers))
+    lacking = {
+        'teacher': None if teachers else 'there is none',
+        'peers': None if len(students) > 1 else f'got {", ".join(students)}',
+        'views': None if is_int(views, least=2) else f'views={views!r}',
+    }
+    built = {}
+    for name, cfg in sorted((methods or {}).items()):
         if not isinstance(cfg, Mapping) or not str(name).isidentifier():
             raise ValueError(
                 f'model.methods must hold configs of methods by names that are words, but '
                 f'{name!r} is {cfg!r}'
             )
-        methods[name] = METHODS.create(cfg, place)
-    return methods
-
-
-def find_roles(
-    methods: Mapping[str, Method],
-    students: tuple[str, ...],
-    teachers: tuple[str, ...],
-    views: str | int,
-) -> list[Roles]:
-    """Check that the networks are what the methods need, and return what each makes of them.
-
-    Args:
-        methods: By name.
-        students: Names of the students.
-        teachers: Names of the teachers.
-        views: Option of the Distiller.
-
-    Raises:
-        ValueError: If a method lacks something.
-    """
-    for method in methods.values():
-        lacking = {
-            'teacher': not teachers,
-            'peers': len(students) < 2,
-            'views': not is_int(views, least=2),
-        }
-        for need, lacks in lacking.items():
-            if need in method.needs and lacks:
-                found = {
-                    'teacher': 'there is none',
-                    'peers': f'got {", ".join(students)}',
-                    'views': f'views={views!r}',
-                }[need]
+        built[name] = METHODS.create(cfg, f'model.methods.{name}')
+        for need, found in lacking.items():
+            if need in built[name].needs and found:
                 what, _, fix = NEEDS[need].partition('; ')
-                raise ValueError(f'{type(method).__name__} needs {what}, but {found}; {fix}')
-    return [method.roles(students, teachers) for method in methods.values()]
-
-
-def choose_deployed(roles: list[Roles], students: tuple[str, ...], deploy: str | None) -> str:
-    """Return the name of the deployed student.
-
-    Args:
-        roles: Of the methods.
-        students: Names, in alphabetical order.
-        deploy: Option of the Distiller.
-
-    Raises:
-        ValueError: If it names nobody, or two methods deploy different students.
-    """
-    wanted = {role.deploy for role in roles} - {None}
+                method = type(built[name]).__name__
+                raise ValueError(f'{method} needs {what}, but {found}; {fix}')
+    roles = [method.roles(students, teachers) for method in built.values()]
+    wanted = sorted({role.deploy for role in roles} - {None})
     if deploy is None and len(wanted) > 1:
         raise ValueError(
-            f'the methods deploy different students, {", ".join(sorted(wanted))}; set model.deploy'
+            f'the methods deploy different students, {", ".join(wanted)}; set model.deploy'
         )
-    chosen = deploy if deploy is not None else next(iter(wanted), students[0])
+    chosen = deploy if deploy is not None else [*wanted, *students][0]
     if not isinstance(chosen, str) or chosen not in students:
         raise ValueError(
             f'deploy must name one of the students {", ".join(students)}, but got {chosen!r}'
         )
-    return chosen
+    return Plan(built, roles, chosen)
 
 
 def as_distiller(model: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -661,36 +581,16 @@ Observed = Distiller | DistillingHead
 
 
 def observed(model: nn.Module) -> Observed | None:
-    """Return the part of a model that shows its steps to observers; None where nothing distils.
-
-    Args:
-        model: A Distiller, or a classifier.
-    """
-    head = getattr(model, 'head', None)
-    found = model if isinstance(model, Distiller) else head
+    """Return the part of a model that shows its steps to observers; None where nothing distils."""
+    found = model if isinstance(model, Distiller) else getattr(model, 'head', None)
     return found if isinstance(found, (Distiller, DistillingHead)) else None
 
 
 def named_networks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the networks of a model that train, by name; one alone has the name ''.
-
-    Args:
-        model: A Distiller, or a classifier.
-    """
+    """Return the networks of a model that train, by name; one alone has the name ''."""
     if not isinstance(model, Distiller):
         return {'': model}
-    if model.is_single:
-        return {'': model.students[SINGLE]}
-    return dict(model.students)
-
-
-def _without_prefix(
-    model: Distiller, state_dict: dict[str, Any], prefix: str, local_metadata: dict
-) -> None:
-    """Store the one network under its plain names."""
-    inside = f'{prefix}students.{SINGLE}.'
-    for key in [key for key in state_dict if key.startswith(inside)]:
-        state_dict[prefix + key.removeprefix(inside)] = state_dict.pop(key)
+    return {'': model.students[SINGLE]} if model.is_single else dict(model.students)
 
 
 def _with_prefix(state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

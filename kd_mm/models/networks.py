@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from mmengine.config import Config, ConfigDict
-from mmengine.model import ModuleDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmpretrain.evaluation import Accuracy
 from mmpretrain.models.classifiers import (
@@ -28,11 +29,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_mm.config import read_config
-from kd_mm.methods.base import Seen
+from kd_mm.methods.base import RESERVED_ROWS, Seen
 
 from .heads.distilling_head import DistillingHead
-
-RESERVED = ('mean', 'best', 'ensemble', 'any_right', 'fusion')  # rows of the metric
 
 
 def student_cfg(cfg: Mapping) -> ConfigDict:
@@ -42,9 +41,6 @@ def student_cfg(cfg: Mapping) -> ConfigDict:
         cfg: A whole classifier config, or ``cfg_path``, the path of a recipe
             (``mmpretrain::resnet/resnet50_8xb32_in1k.py``) whose model is taken, with settings
             that change it. Left as it is.
-
-    Returns:
-        A classifier config.
 
     Raises:
         ValueError: If there is no such recipe, or the settings do not fit it.
@@ -66,13 +62,10 @@ def student_cfg(cfg: Mapping) -> ConfigDict:
 
 
 def recipe(path: str) -> Config:
-    """Return the config of a path, which has a model.
-
-    Args:
-        path: Of a file, or of an installed recipe, such as ``mmpretrain::resnet/...``.
+    """Return the config of a file, or of an installed recipe, such as ``mmpretrain::resnet/...``.
 
     Raises:
-        ValueError: If there is no such recipe.
+        ValueError: If there is no such recipe, or it has no model.
     """
     if not isinstance(path, str) or '::' not in path:
         return read_config(path)
@@ -87,15 +80,8 @@ def recipe(path: str) -> Config:
         ) from None
 
 
-def check_names(networks: Mapping[str, Mapping], key: str = 'students') -> None:
-    """Check the names of students or teachers, and that each has a config.
-
-    Args:
-        networks: Configs by name.
-        key: Option of the model that holds them.
-
-    Raises:
-        ValueError: If it is not a dict, is empty, or holds what is not a network.
+def check_names(networks: Mapping[str, Mapping]) -> None:
+    """Raise ValueError unless these are configs of students, by names that logs can hold.
 
     Examples:
         >>> check_names({'res.net': {'type': 'ImageClassifier'}})
@@ -103,36 +89,35 @@ def check_names(networks: Mapping[str, Mapping], key: str = 'students') -> None:
         ValueError: the name of a student must be a word without dots, but got 'res.net'; it is \
 part of keys that dots and slashes separate
     """
-    kind = key.removesuffix('s')
     if not isinstance(networks, Mapping) or not networks:
         raise ValueError(
-            f'a model must have a {kind}, {key}=dict(name=dict(...), ...), but {key} is '
+            'a model must have a student, students=dict(name=dict(...), ...), but students is '
             f'{repr(networks) if networks else "empty"}'
         )
     for name, cfg in networks.items():
         if not isinstance(name, str) or not re.fullmatch(r'[\w-]+', name):
             raise ValueError(
-                f'the name of a {kind} must be a word without dots, but got {name!r}; it is '
+                f'the name of a student must be a word without dots, but got {name!r}; it is '
                 'part of keys that dots and slashes separate'
             )
-        if name in RESERVED:
+        if name in RESERVED_ROWS:
             raise ValueError(
-                f'a {kind} must not be called {", ".join(RESERVED)}, as the metric calls its '
-                f'own rows, but got {name!r}'
+                f'a student must not be called {", ".join(RESERVED_ROWS)}, as the metric calls '
+                f'its own rows, but got {name!r}'
             )
         if 'loss' in name:
             raise ValueError(
-                f'the name of a {kind} must not contain "loss", by which MMEngine finds the terms '
+                'the name of a student must not contain "loss", by which MMEngine finds the terms '
                 f'of the total, but got {name!r}'
             )
-        if name in dir(ModuleDict):
+        if name in dir(nn.ModuleDict):
             raise ValueError(
-                f'a {kind} must not have the name of an attribute of every ModuleDict, but got '
+                'a student must not have the name of an attribute of every ModuleDict, but got '
                 f'{name!r}; choose another name'
             )
-        if not isinstance(cfg, Mapping) or not {'type', 'cfg_path', 'copy_of'} & set(cfg):
+        if not isinstance(cfg, Mapping) or not {'type', 'cfg_path'} & set(cfg):
             raise ValueError(
-                f'{key}.{name} must be the config of a classifier, with its type or a '
+                f'students.{name} must be the config of a classifier, with its type or a '
                 f'cfg_path, but got {cfg!r}'
             )
 
@@ -142,9 +127,6 @@ def deepest_only(cfg: ConfigDict) -> ConfigDict:
 
     A student whose other maps nobody reads is built and deployed so: a backbone that normalises
     each output has parameters for it.
-
-    Args:
-        cfg: Config of a classifier, left as it is.
 
     Examples:
         >>> deepest_only(ConfigDict(backbone=dict(type='ResNet', out_indices=(2, 3))))
@@ -165,7 +147,6 @@ def build_network(cfg: ConfigDict, place: str) -> nn.Module:
 
     Raises:
         ValueError: If it is not a classifier, or brings batch augmentations of its own.
-        TypeError: If it does not compute its losses from one logit per class.
     """
     if cfg.get('train_cfg'):
         raise ValueError(
@@ -184,36 +165,21 @@ def build_network(cfg: ConfigDict, place: str) -> nn.Module:
     if isinstance(network, (TimmClassifier, HuggingFaceClassifier)):
         # MMPretrain's hook returns a new state_dict, which torch drops inside of another module.
         network._state_dict_hooks.clear()
-        network._register_state_dict_hook(_without_model)
+        network._register_state_dict_hook(partial(strip_part, 'model.'))
     return network
 
 
-def _without_model(
-    network: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict
+def strip_part(
+    part: str, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict
 ) -> None:
-    """Store the weights of a network of timm or transformers under their plain names."""
-    inside = f'{prefix}model.'
+    """Store the weights of a part of a module under its plain names. A hook of torch's."""
+    inside = f'{prefix}{part}'
     for key in [key for key in state_dict if key.startswith(inside)]:
         state_dict[prefix + key.removeprefix(inside)] = state_dict.pop(key)
 
 
-def check_recomputation(students: Mapping[str, nn.Module], with_cp: bool) -> None:
-    """Raise ValueError where activation checkpointing is asked of a network without a backbone.
-
-    Args:
-        students: Networks by name.
-        with_cp: Option of the Distiller.
-    """
-    others = [name for name, net in students.items() if not isinstance(net, ImageClassifier)]
-    if with_cp and others:
-        raise ValueError(
-            f'with_cp recomputes the backbone of an ImageClassifier, but {others[0]} is a '
-            f'{type(students[others[0]]).__name__}; set with_cp=True in students.{others[0]}'
-        )
-
-
 def num_classes_of(network: nn.Module) -> int | None:
-    """Return the number of classes of a classifier. None where its head does not say."""
+    """Return the number of classes of a classifier, None where its head does not say."""
     if isinstance(network, TimmClassifier):
         return network.model.num_classes
     if isinstance(network, HuggingFaceClassifier):
@@ -225,15 +191,7 @@ def num_classes_of(network: nn.Module) -> int | None:
 
 
 class EmbeddingTap:
-    """Keeps the input of a network's last linear layer: the embedding.
-
-    Args:
-        network: A classifier of mmpretrain's.
-        name: Its name, for the error.
-
-    Raises:
-        TypeError: If its losses are not a function of one logit per class.
-    """
+    """Keeps the embedding, the input of a network's last layer; see :func:`find_classifier`."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         self.embedding: Tensor | None = None
@@ -243,14 +201,6 @@ class EmbeddingTap:
         """Keep the input of the layer."""
         self.embedding = args[0]
 
-    @staticmethod
-    def remove_from(network: nn.Module) -> None:
-        """Remove the taps of a copied network."""
-        for module in network.modules():
-            hooks = module._forward_pre_hooks
-            for key in [key for key, hook in hooks.items() if isinstance(hook, EmbeddingTap)]:
-                del hooks[key]
-
     def take(self) -> Tensor:
         """Return the embedding (N, D) of the last pass, and forget it."""
         embedding, self.embedding = self.embedding, None
@@ -258,14 +208,11 @@ class EmbeddingTap:
 
 
 def find_classifier(network: nn.Module, name: str) -> nn.Module:
-    """Return the last layer of a classifier, which maps embeddings (N, D) to logits (N, K).
+    """Return the linear layer, or 1x1 convolution, that maps embeddings (N, D) to logits (N, K).
 
     Args:
         network: A classifier of mmpretrain's.
         name: Its name, for the error.
-
-    Returns:
-        A linear layer, or a 1x1 convolution.
 
     Raises:
         TypeError: If the network computes its losses from other things than one logit per class.
@@ -277,7 +224,21 @@ def find_classifier(network: nn.Module, name: str) -> nn.Module:
         found = _last_layers(network.model, network.model.config.num_labels)
     else:
         head = getattr(network, 'head', None)
-        check_head(head, name)
+        # EfficientFormerClsHead adds a guard to loss, and nothing more.
+        known = (ClsHead.loss, EfficientFormerClsHead.loss)
+        plain = isinstance(head, ClsHead) and type(head).loss in known
+        plain = plain or isinstance(head, DistillingHead)
+        if not (plain and type(head)._get_loss is ClsHead._get_loss):
+            way = (
+                f'{type(head).__name__} has a way of its own'
+                if head is not None
+                else 'there is none'
+            )
+            raise TypeError(
+                f'the head of {name} must compute its losses from one logit per class, as '
+                f'LinearClsHead does, but {way}; use LinearClsHead or another head with one '
+                'classifier'
+            )
         # First heads with hidden layers, which may be as wide as there are classes.
         if isinstance(head, StackedLinearClsHead):
             found = [head.fc.fc]
@@ -307,43 +268,13 @@ def _last_layers(module: nn.Module, num_classes: int | None) -> list[nn.Module]:
     return [m for m in convs if m.out_channels == num_classes and m.kernel_size == (1, 1)]
 
 
-def check_head(head: nn.Module | None, name: str = 'the student') -> None:
-    """Raise TypeError if the losses of a head are not a function of its logits alone.
-
-    Args:
-        head: Any head of mmpretrain or ours.
-        name: Whose head it is, for the message.
-
-    Raises:
-        TypeError: If the head computes its losses in a way of its own.
-    """
-    # EfficientFormerClsHead adds a guard to loss, and nothing more.
-    known = (ClsHead.loss, EfficientFormerClsHead.loss)
-    plain = isinstance(head, ClsHead) and type(head).loss in known
-    plain = plain or isinstance(head, DistillingHead)
-    if not (plain and type(head)._get_loss is ClsHead._get_loss):
-        found = 'there is none' if head is None else f'{type(head).__name__} has a way of its own'
-        raise TypeError(
-            f'the head of {name} must compute its losses from one logit per class, as '
-            f'LinearClsHead does, but {found}; use LinearClsHead or another head with one '
-            'classifier'
-        )
-
-
 def see(
     network: nn.Module, view: Tensor, tap: EmbeddingTap, deepest: bool, with_cp: bool = False
 ) -> Seen:
-    """Run a network on one view.
+    """Run a classifier with its tap on a view (N, C, H, W).
 
-    Args:
-        network: A classifier.
-        view: Images (N, C, H, W).
-        tap: That of the network.
-        deepest: Neck and head take the deepest map alone, as when the network is deployed.
-        with_cp: Recompute the backbone's activations in the backward pass.
-
-    Returns:
-        Logits, embedding and maps, with gradient.
+    With ``deepest``, neck and head take the deepest map alone, as when the network is deployed.
+    With ``with_cp``, the backward pass recomputes the backbone's activations.
     """
     if not isinstance(network, ImageClassifier):
         return Seen(network(view, mode='tensor'), tap.take(), ())
@@ -359,16 +290,13 @@ def see(
 def own_losses(
     network: nn.Module, seen: Seen, labels: Tensor, weight: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the losses of a network's own head, as mmpretrain computes them.
+    """Return ``loss`` of a network's own head as mmpretrain does, and accuracies with ``cal_acc``.
 
     Args:
         network: A classifier.
         seen: What it made of a view.
         labels: (N,) classes or (N, K) soft labels.
         weight: (N,) weight of each image in the mean. None: 1 for each.
-
-    Returns:
-        ``loss``, and accuracies where the head has ``cal_acc``.
     """
     head = network.head if isinstance(network, ImageClassifier) else network
     weights = {} if weight is None else {'weight': weight}
@@ -428,11 +356,3 @@ def zeros_for(network: nn.Module, img_size: int) -> Tensor:
     if stem is None:
         return torch.zeros(1, 3, img_size, img_size)
     return stem.weight.new_zeros(1, stem.in_channels, img_size, img_size)
-
-
-def equal_weights(first: nn.Module, second: nn.Module) -> bool:
-    """Return whether two networks have the same parameters, name by name."""
-    a, b = dict(first.named_parameters()), dict(second.named_parameters())
-    return a.keys() == b.keys() and all(
-        a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a
-    )

@@ -1,6 +1,6 @@
 """Frozen networks that students learn from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -19,55 +19,6 @@ from kd_mm.methods.base import Seen
 from .networks import EmbeddingTap, build_network, recipe, see, student_cfg
 
 OWN_OPTIONS = ('checkpoint', 'copy_of', 'input_size')  # a teacher's, not its classifier's
-
-
-class InputMap:
-    """From the images that students see to those that a teacher was trained on.
-
-    Args:
-        own (dict, optional): The teacher's data preprocessor: ``mean``, ``std``, ``to_rgb``. None:
-            the teacher takes the students' images as they are.
-        input_size (int, optional): Height and width in pixels of its images. None: the students'.
-    """
-
-    def __init__(self, own: Mapping | None, input_size: int | None) -> None:
-        if input_size is not None:
-            check_int('input_size', input_size)
-        self.own = (
-            None
-            if own is None
-            else ClsDataPreprocessor(**{k: own[k] for k in ('mean', 'std', 'to_rgb') if k in own})
-        )
-        self.input_size = input_size
-
-    def __call__(self, images: Tensor, students: ClsDataPreprocessor) -> Tensor:
-        """Return the images as the teacher takes them.
-
-        Args:
-            images: (N, C, H, W), as the students see them.
-            students: What normalised them.
-        """
-        size = (self.input_size,) * 2
-        if self.input_size is not None and tuple(images.shape[-2:]) != size:
-            images = F.interpolate(
-                images, size, mode='bilinear', align_corners=False, antialias=True
-            )
-        own = self.own
-        if own is None:
-            return images
-        mean, std = _statistics(students, images)
-        images = images * std + mean
-        if own.to_rgb != students.to_rgb and images.shape[1] == 3:
-            images = images.flip(1)
-        mean, std = _statistics(own, images)
-        return (images - mean) / std
-
-
-def _statistics(preprocessor: ClsDataPreprocessor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and std of a preprocessor, as (C, 1, 1), or 0 and 1."""
-    if not preprocessor._enable_normalize:
-        return images.new_zeros(()), images.new_ones(())
-    return preprocessor.mean.to(images), preprocessor.std.to(images)
 
 
 class Teachers:
@@ -92,13 +43,14 @@ class Teachers:
 
     def __init__(self, cfgs: Mapping[str, Mapping], students: Mapping[str, nn.Module]) -> None:
         self.networks: dict[str, nn.Module] = {}
-        self.files: dict[str, str | None] = {}
+        self.taps: dict[str, EmbeddingTap] = {}
+        self.files: dict[str, str] = {}
         self.copies: dict[str, str] = {}
         self.hashes: dict[str, str] = {}
         self.ready = not cfgs
-        self.taps: dict[str, EmbeddingTap] = {}
-        self._maps: dict[str, InputMap] = {}
         self._students = students
+        self._preprocessors: dict[str, ClsDataPreprocessor] = {}
+        self._sizes: dict[str, int] = {}
         for name, cfg in sorted(cfgs.items()):
             self._add(name, ConfigDict(cfg))
 
@@ -115,23 +67,27 @@ class Teachers:
                 'its weights, checkpoint=..., or only copy_of=<name of a student>, but got '
                 f'checkpoint={checkpoint!r} and copy_of={copy_of!r}'
             )
-        if copy_of is not None:
-            if copy_of not in self._students:
-                raise ValueError(
-                    f'teachers.{name}.copy_of must name one of the students '
-                    f'{", ".join(self._students)}, but got {copy_of!r}'
-                )
-            network = deepcopy(self._students[copy_of])
-            EmbeddingTap.remove_from(network)  # the student's
-            self.copies[name] = copy_of
-        else:
+        if copy_of is None:
             if own is None and 'cfg_path' in cfg:
                 own = recipe(cfg.cfg_path).get('data_preprocessor')
             network = build_network(student_cfg(cfg), f'teachers.{name}')
+            self.files[name] = checkpoint
+        elif copy_of in self._students:
+            network = deepcopy(self._students[copy_of])
+            self.copies[name] = copy_of
+        else:
+            raise ValueError(
+                f'teachers.{name}.copy_of must name one of the students '
+                f'{", ".join(self._students)}, but got {copy_of!r}'
+            )
+        if own is not None:
+            own = {key: own[key] for key in ('mean', 'std', 'to_rgb') if key in own}
+            self._preprocessors[name] = ClsDataPreprocessor(**own)
+        if input_size is not None:
+            check_int('input_size', input_size)
+            self._sizes[name] = input_size
         self.networks[name] = network.requires_grad_(False).eval()
-        self.files[name] = checkpoint
         self.taps[name] = EmbeddingTap(network, f'teacher {name}')
-        self._maps[name] = InputMap(own, input_size)
 
     def load(self) -> None:
         """Load the weights of each teacher.
@@ -141,25 +97,24 @@ class Teachers:
             ValueError: If a file cannot be read safely, or does not fit strictly.
         """
         self.copy_students()
-        for name, network in self.networks.items():
-            if name in self.copies:
-                continue
-            path = self.files[name]
+        for name, path in self.files.items():
             weights = load_checkpoint(path)['state_dict']
             weights = {key.removeprefix('module.'): w for key, w in weights.items()}
-            known = network.state_dict()
-            lacking = [key for key in known if key not in weights]
-            unknown = [key for key in weights if key not in known]
-            odd = [k for k in known if k in weights and known[k].shape != weights[k].shape]
-            if lacking or unknown or odd:
-                what = lacking or unknown or odd
-                kind = 'lacks' if lacking else 'has no place for' if unknown else 'differs in'
-                raise ValueError(
-                    f'the checkpoint of teacher {name} must hold exactly its weights, but '
-                    f'{path} {kind} {few(what)}; give the config that it '
-                    'was trained with'
-                )
-            network.load_state_dict(weights)
+            known = self.networks[name].state_dict()
+            problems = {
+                'lacks': [key for key in known if key not in weights],
+                'has no place for': [key for key in weights if key not in known],
+                'differs in': [
+                    k for k in known if k in weights and known[k].shape != weights[k].shape
+                ],
+            }
+            for kind, keys in problems.items():
+                if keys:
+                    raise ValueError(
+                        f'the checkpoint of teacher {name} must hold exactly its weights, but '
+                        f'{path} {kind} {few(keys)}; give the config that it was trained with'
+                    )
+            self.networks[name].load_state_dict(weights)
             if Path(path).is_file():
                 self.hashes[name] = sha256(Path(path).read_bytes()).hexdigest()
         self.ready = True
@@ -168,15 +123,6 @@ class Teachers:
         """Give each teacher that is a copy of a student the student's weights."""
         for name, student in self.copies.items():
             self.networks[name].load_state_dict(self._students[student].state_dict())
-
-    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Move or convert the weights as those of the model.
-
-        Args:
-            function: As of ``nn.Module._apply``.
-        """
-        for network in self.networks.values():
-            network._apply(function)
 
     @torch.no_grad()
     def see(self, views: list[Tensor], students: ClsDataPreprocessor) -> dict[str, list[Seen]]:
@@ -199,19 +145,39 @@ class Teachers:
             )
         found = {}
         for name, network in self.networks.items():
-            images = [self._maps[name](view, students) for view in views]
+            images = [self._as_trained(name, view, students) for view in views]
             found[name] = [see(network, image, self.taps[name], False) for image in images]
         return found
+
+    def _as_trained(self, name: str, images: Tensor, students: ClsDataPreprocessor) -> Tensor:
+        """Return images (N, C, H, W) with the size, mean, std and channels of a teacher."""
+        size = (self._sizes.get(name),) * 2
+        if name in self._sizes and tuple(images.shape[-2:]) != size:
+            images = F.interpolate(
+                images, size, mode='bilinear', align_corners=False, antialias=True
+            )
+        own = self._preprocessors.get(name)
+        if own is None:
+            return images
+        mean, std = _statistics(students, images)
+        images = images * std + mean
+        if own.to_rgb != students.to_rgb and images.shape[1] == 3:
+            images = images.flip(1)
+        mean, std = _statistics(own, images)
+        return (images - mean) / std
 
     def copied_state(self) -> dict[str, Any]:
         """Return the weights of the teachers that are copies of students, for a checkpoint."""
         return {name: self.networks[name].state_dict() for name in self.copies}
 
     def load_copied_state(self, state: Mapping[str, Any]) -> None:
-        """Load what :meth:`copied_state` returned.
-
-        Args:
-            state: Weights by name of the teacher.
-        """
+        """Load what :meth:`copied_state` returned."""
         for name, weights in state.items():
             self.networks[name].load_state_dict(weights)
+
+
+def _statistics(preprocessor: ClsDataPreprocessor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and std of a preprocessor, as (C, 1, 1), or 0 and 1."""
+    if not preprocessor._enable_normalize:
+        return images.new_zeros(()), images.new_ones(())
+    return preprocessor.mean.to(images), preprocessor.std.to(images)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import count
 from typing import Any
 
 import torch
@@ -12,11 +11,7 @@ from .networks import evaluating, zeros_for
 
 
 class Once:
-    """The forward of a shared module: computes once for each input.
-
-    Args:
-        forward: The module's own forward.
-    """
+    """The forward of a shared module: computes once for each input."""
 
     def __init__(self, forward: Callable) -> None:
         self.forward = forward
@@ -48,7 +43,7 @@ class Trunk:
 
     Args:
         students: Networks by name, all of one kind.
-        num_stages: Stages to share, at least 1.
+        num_stages: Stages to share. With 0, nothing is shared.
         img_size: Height and width in pixels of the image that finds the modules.
 
     Raises:
@@ -57,18 +52,14 @@ class Trunk:
     """
 
     def __init__(self, students: Mapping[str, nn.Module], num_stages: int, img_size: int) -> None:
-        names = list(students)
-        first = students[names[0]]
-        self.paths = _shared_paths(first, names[0], num_stages, img_size)
+        first, *others = students.values()
+        self.paths = _shared_paths(first, num_stages, img_size) if num_stages else []
         self.link(students)
-        self._check(students, img_size)
+        if self.paths:
+            self._check(first, others[0], zeros_for(first, img_size) + 1)
 
     def link(self, students: Mapping[str, nn.Module]) -> None:
-        """Make the modules the same objects in all students, where they are not.
-
-        Args:
-            students: Networks by name.
-        """
+        """Make the modules the same objects in all students, where they are not."""
         first, *others = students.values()
         self.once: list[Once] = []
         for path in self.paths:
@@ -78,7 +69,11 @@ class Trunk:
             self.once.append(module.forward)
             above, _, name = path.rpartition('.')
             for student in others:
-                _check_alike(student.get_submodule(path), module, path)
+                if _shapes(student.get_submodule(path)) != _shapes(module):
+                    raise ValueError(
+                        f'students that share stages must be alike in them, but their {path} '
+                        'differ; give them the same backbone up to there'
+                    )
                 setattr(student.get_submodule(above), name, module)
 
     def is_linked(self, students: Mapping[str, nn.Module]) -> bool:
@@ -96,72 +91,59 @@ class Trunk:
         for once in self.once:
             once.calls.clear()
 
-    def _check(self, students: Mapping[str, nn.Module], img_size: int) -> None:
+    def _check(self, first: nn.Module, second: nn.Module, image: Tensor) -> None:
         """Raise ValueError unless the second student takes everything from the first one's run."""
-        first, second = list(students.values())[:2]
-        image = zeros_for(first, img_size) + 1
         with evaluating(first), evaluating(second):
             first.extract_feat(image)
             counts = [len(once.calls) for once in self.once]
             shared = second.extract_feat(image)
-            paths = [
-                path
-                for path, once, count in zip(self.paths, self.once, counts, strict=True)
-                if len(once.calls) > count
-            ]
+            pairs = zip(self.once, counts, strict=True)
+            recomputed = [len(once.calls) > count for once, count in pairs]
             self.clear()
             alone = second.extract_feat(image)
             self.clear()
         changed = not all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
-        if paths or changed:
-            what = f'recomputes {paths[0]}' if paths else 'gives another output'
+        if any(recomputed) or changed:
+            what = 'gives another output'
+            if any(recomputed):
+                what = f'recomputes {self.paths[recomputed.index(True)]}'
             raise ValueError(
                 f'shared_stages must name stages that a second student takes over, but it {what}; '
                 'share fewer stages, or use another backbone'
             )
 
 
-def _check_alike(module: nn.Module, shared: nn.Module, path: str) -> None:
-    """Raise ValueError unless two modules have parameters of the same shapes."""
-    shapes = [{n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, shared)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f'students that share stages must be alike in them, but their {path} differ; give '
-            'them the same backbone up to there'
-        )
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters by name."""
+    return {name: tuple(param.shape) for name, param in module.named_parameters()}
 
 
-def _stages(backbone: nn.Module) -> list[nn.Module]:
-    """Return the stages of a backbone, shallow to deep."""
-    for attribute in ('res_layers', 'stages', 'layers'):  # lists of names, or of modules
-        stages = getattr(backbone, attribute, None)
-        if isinstance(stages, (list, nn.ModuleList, nn.Sequential)):
-            return [getattr(backbone, s) if isinstance(s, str) else s for s in stages]
-    return [m for name, m in backbone.named_children() if re.fullmatch(r'layer\d+', name)]
-
-
-def _shared_paths(student: nn.Module, name: str, num_stages: int, img_size: int) -> list[str]:
+def _shared_paths(student: nn.Module, num_stages: int, img_size: int) -> list[str]:
     """Return the largest modules that have done all their work when a stage ends, by path."""
-    stages = _stages(getattr(student, 'backbone', nn.Module()))
+    backbone = getattr(student, 'backbone', nn.Module())
+    stages = [m for name, m in backbone.named_children() if re.fullmatch(r'layer\d+', name)]
+    for attribute in ('layers', 'stages', 'res_layers'):  # lists of names, or of modules
+        found = getattr(backbone, attribute, None)
+        if isinstance(found, (list, nn.ModuleList, nn.Sequential)):
+            stages = [getattr(backbone, s) if isinstance(s, str) else s for s in found]
     if num_stages >= len(stages):
         raise ValueError(
-            f'shared_stages must be below the number of stages, {len(stages)} of the backbone of '
-            f'{name} ({type(getattr(student, "backbone", None)).__name__}), but got {num_stages}; '
-            'the last stage is what makes students different'
+            f'shared_stages must be below the number of stages, {len(stages)} of the backbone '
+            f'({type(backbone).__name__}), but got {num_stages}; the last stage is what makes '
+            'students different'
         )
-    # What the backbone itself calls, by path, and when the call ends.
-    paths = {module: f'backbone.{path}' for path, module in student.backbone.named_modules()}
-    stack: list[nn.Module] = []
-    ends: dict[nn.Module, int] = {}
-    clock = count()
+    # What the backbone itself calls, in the order in which the calls end.
+    paths = {module: f'backbone.{path}' for path, module in backbone.named_modules()}
+    running: list[nn.Module] = []
+    ended: list[nn.Module] = []
 
     def begin(module: nn.Module, args: tuple) -> None:
-        stack.append(module)
+        running.append(module)
 
     def end(module: nn.Module, args: tuple, output: Any) -> None:
-        stack.pop()
-        if stack == [student.backbone]:
-            ends[module] = next(clock)
+        running.pop()
+        if running == [backbone]:
+            ended.append(module)
 
     handles = [m.register_forward_pre_hook(begin) for m in paths]
     handles += [m.register_forward_hook(end) for m in paths]
@@ -171,5 +153,7 @@ def _shared_paths(student: nn.Module, name: str, num_stages: int, img_size: int)
     finally:
         for handle in handles:
             handle.remove()
+    # Of a module that runs several times, the last call counts.
+    ends = {module: order for order, module in enumerate(ended)}
     last = max(ends[module] for module in stages[num_stages - 1].modules() if module in ends)
     return [paths[module] for module, order in ends.items() if order <= last]

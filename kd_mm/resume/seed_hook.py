@@ -1,4 +1,4 @@
-"""Chance as a function of the seed and of where a run stands."""
+"""Random numbers as a function of the seed and of where a run stands."""
 
 import torch
 from mmengine.dataset import DefaultSampler
@@ -8,8 +8,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from kd_mm.registry import HOOKS
-from kd_mm.resume.generators import seed_generators
-from kd_mm.resume.seeded import SeededBatchSampler, seed_views
+from kd_mm.resume.seeded import SeededBatchSampler, seed_generators, seed_views
 
 # What the main process draws for; first part of its keys.
 EPOCH, ITERATION, VALIDATION = range(1, 4)
@@ -21,25 +20,17 @@ class SeedHook(Hook):
     """Let what is drawn depend on the seed and on where the run stands, not on its history.
 
     A run that was stopped and resumed then draws what it would have drawn, with any number of
-    workers:
+    workers, from Python's, NumPy's and torch's global generators:
 
-    - Random augmentation of a training image depends on (seed, epoch, image, view) alone. Where
-      a sampler has an image several times in an epoch, each time differs, and so does each rank,
-      unless the sampler is MMEngine's ``DefaultSampler``, which deals each image to one; where
-      the loop knows no epochs, the iteration takes the place of the epoch.
-    - What the main process draws (Mixup and its kin, dropout, stochastic depth, the order of a
-      sampler without a seed) depends on (seed, rank, iteration).
-    - The seed is the one of the first start, and so is the sampler's, also where
-      ``randomness`` gives none.
-
-    Of a checkpoint that was written inside an epoch, the batches that are done are passed over.
-
-    Python's, NumPy's and torch's global generators are covered; one that a transform keeps for
-    itself is not. Our tools add this hook to each run that has none.
+    - Random augmentation of a training image depends on (seed, epoch, image, view) alone; see
+      :class:`~kd_mm.resume.seeded.SeededBatchSampler` for images that come several times.
+    - What the main process draws (Mixup, dropout, stochastic depth, the order of a sampler without
+      a seed) depends on (seed, rank, iteration).
+    - The seed, and the sampler's, is the one of the first start, also if that drew it.
+    - Batches of an epoch that were done before its checkpoint was written are passed over.
 
     Args:
-        enabled (bool): False: leave all to MMEngine, which seeds each process once. Defaults to
-            True.
+        enabled (bool): False: leave all to MMEngine, which seeds each process once.
     """
 
     priority = 'VERY_HIGH'
@@ -50,17 +41,12 @@ class SeedHook(Hook):
         self._batches: SeededBatchSampler | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Agree on the seed, and give each training image its own.
-
-        Args:
-            runner: The runner whose training begins.
-        """
+        """Agree on the seed, and give each training image its own."""
         if not self.enabled:
             return
         seed = torch.tensor(runner.seed)  # another on each rank under diff_rank_seed
         broadcast(seed)
-        self._seed = seed.item()
-        self._rank = get_rank()
+        self._seed, self._rank = seed.item(), get_rank()
         loader = runner.train_loop.dataloader
         if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
             runner.logger.warning(
@@ -69,91 +55,60 @@ class SeedHook(Hook):
                 'resumed run is another one; use a data set with indices'
             )
             return
-        done = self._restore(runner, loader)
-        seed_views(loader.dataset)
+        sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
         by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
+        done = self._restore(runner, loader, sampler, by_iteration)
+        seed_views(loader.dataset)
         # It deals each image to one rank; others may give several ranks the same one.
-        rank = 0 if isinstance(_sampler(loader), DefaultSampler) else self._rank
+        rank = 0 if isinstance(sampler, DefaultSampler) else self._rank
         self._batches = SeededBatchSampler(
-            loader.batch_sampler, loader.dataset, self._seed, rank, by_iteration
+            loader.batch_sampler, len(loader.dataset), self._seed, rank, by_iteration
         )
-        if by_iteration:
+        self._batches.done = done
+        if by_iteration and callable(getattr(loader.sampler, 'skip', None)):
             # MMEngine moves a sampler that can skip, and reads all batches of another again.
-            skips = callable(getattr(loader.sampler, 'skip', None))
-            self._batches.epoch = runner.iter if skips else 0
-        else:
-            self._batches.done = done
+            self._batches.epoch = runner.iter
         # A loader refuses a new batch sampler, which would come too late once it is read.
         vars(loader)['batch_sampler'] = self._batches
 
-    def _restore(self, runner: Runner, loader: DataLoader) -> int:
+    @staticmethod
+    def _restore(runner: Runner, loader: DataLoader, sampler: Sampler, by_iteration: bool) -> int:
         """Take the sampler's seed from the checkpoint; return the batches done in this epoch."""
-        sampler = _sampler(loader)
-        hub = runner.message_hub
-        now = {
-            'sampler': getattr(sampler, 'seed', None),
-            'batches': len(loader),
-            'ranks': get_world_size(),
-        }
-        then = hub.runtime_info.get(INFO) or now
+        seed = getattr(sampler, 'seed', None)
+        now = {'sampler': seed, 'batches': len(loader), 'ranks': get_world_size()}
+        then = runner.message_hub.runtime_info.get(INFO) or now
         if then['sampler'] is not None:
             # MMEngine built the sampler before it read the checkpoint.
             sampler.seed = now['sampler'] = then['sampler']
-        hub.update_info(INFO, now)
-        if now != then:
-            listed = ', '.join(f'{then[key]} {key}' for key in ('batches', 'ranks'))
-            runner.logger.warning(
-                f'the checkpoint is of a run with {listed} per epoch, but this one has '
-                f'{now["batches"]} and {now["ranks"]}: it goes on, but is not the run that was '
-                'stopped'
-            )
-            return 0
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
-            return 0
-        done = runner.iter - runner.epoch * len(loader)
-        if not 0 <= done <= len(loader):
-            runner.logger.warning(
-                f'iteration {runner.iter} is not in epoch {runner.epoch + 1} of {len(loader)} '
-                'batches: the epoch begins anew, and the run is not the one that was stopped'
-            )
-            return 0
-        return done
+        runner.message_hub.update_info(INFO, now)
+        done = 0 if by_iteration else runner.iter - runner.epoch * len(loader)
+        if now == then and 0 <= done <= len(loader):
+            return done
+        runner.logger.warning(
+            f'the checkpoint is from iteration {runner.iter} and epoch {runner.epoch} of a run '
+            f'with {then["batches"]} batches per epoch on {then["ranks"]} ranks, but this one has '
+            f'{now["batches"]} and {now["ranks"]}: it continues from the beginning of the epoch, '
+            'but is not the run that was stopped'
+        )
+        return 0
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed what is drawn as an epoch begins.
-
-        Args:
-            runner: The runner that trains.
-        """
-        if self._seed is None:
-            return
+        """Seed what is drawn as an epoch begins."""
         if self._batches is not None and not self._batches.by_iteration:
             self._batches.epoch = runner.epoch
-        seed_generators(self._seed, EPOCH, self._rank, runner.epoch, devices=True)
+        self._seed_main(EPOCH, runner.epoch)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Seed what the model draws in this iteration.
-
-        Args:
-            runner: The runner that trains.
-            batch_idx: Unused.
-            data_batch: Unused.
-        """
-        if self._seed is not None:
-            seed_generators(self._seed, ITERATION, self._rank, runner.iter, devices=True)
+        """Seed what the model draws in this iteration."""
+        self._seed_main(ITERATION, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Seed what is drawn in a validation inside of training.
+        """Seed what is drawn in a validation inside of training."""
+        self._seed_main(VALIDATION, runner.iter)
 
-        Args:
-            runner: The runner that validates.
-        """
+    def _seed_main(self, purpose: int, number: int) -> None:
+        """Seed the main process, in training."""
         if self._seed is not None:
-            seed_generators(self._seed, VALIDATION, self._rank, runner.iter, devices=True)
-
-
-def _sampler(loader: DataLoader) -> Sampler:
-    """Return what orders the images."""
-    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
+            seed_generators(self._seed, purpose, self._rank, number, devices=True)

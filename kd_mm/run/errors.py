@@ -16,10 +16,6 @@ from kd_mm.resume.find import find_checkpoint
 from kd_mm.run.launch import is_alone, is_first_process
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-MEMORY = (
-    'most likely the machine ran out of memory; use fewer workers '
-    '(train_dataloader.num_workers) or smaller batches'
-)
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,22 +23,11 @@ class Terminated(KeyboardInterrupt):
 
 
 def explain(error: BaseException) -> str | None:
-    """Say in a sentence what has ended a run, and the likely fix.
-
-    Args:
-        error: What training raised.
-
-    Returns:
-        The sentence without its full stop, or None where the traceback has to tell.
+    """Return in a sentence what has ended a run, and the likely fix; None for other errors.
 
     Examples:
         >>> explain(FileNotFoundError(2, 'No such file or directory', 'a.png'))
         "[Errno 2] No such file or directory: 'a.png'"
-        >>> explain(RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '))
-        'DataLoader worker (pid 7) is killed by signal: Killed; most likely the machine ran out \
-of memory; use fewer workers (train_dataloader.num_workers) or smaller batches'
-        >>> explain(RuntimeError('DataLoader worker (pid 7) is killed by signal: Terminated. '))
-        'the run was stopped by SIGTERM'
         >>> explain(KeyError('a mistake in the program'))
     """
     text = str(error).strip().rstrip('.')
@@ -51,7 +36,7 @@ of memory; use fewer workers (train_dataloader.num_workers) or smaller batches'
         return 'the run was stopped by SIGTERM'
     if isinstance(error, KeyboardInterrupt):
         return 'the run was stopped by Ctrl-C'
-    # A worker's error holds its own traceback as text, whose last line says what it was.
+    # A worker's error holds its own traceback as text; the last line is the error.
     if lines[0].startswith('Caught ') and 'DataLoader worker' in lines[0]:
         return f"a data loader's worker failed: {lines[-1]}"
     if isinstance(error, FloatingPointError):
@@ -65,22 +50,17 @@ of memory; use fewer workers (train_dataloader.num_workers) or smaller batches'
             'optim_wrapper.accumulative_counts for the same sum) or --amp'
         )
     if isinstance(error, RuntimeError) and text.startswith('DataLoader worker'):
-        return f'{text}; {MEMORY}'
+        return (
+            f'{text}; most likely the machine ran out of memory; use fewer workers '
+            '(train_dataloader.num_workers) or smaller batches'
+        )
     if isinstance(error, RuntimeError) and 'PytorchStreamWriter failed' in text:
         return 'a file could not be written to its end; most likely the disk is full'
     return None
 
 
 def exit_code(error: BaseException) -> int:
-    """Return what a shell expects of a program that ended so: 130 after Ctrl-C, else 143 or 1.
-
-    Args:
-        error: What ended it; 143 is for SIGTERM.
-
-    Examples:
-        >>> exit_code(KeyboardInterrupt()), exit_code(Terminated()), exit_code(OSError())
-        (130, 143, 1)
-    """
+    """Return the exit code of a program that an error ended: 130 for Ctrl-C, 143 for SIGTERM."""
     if _is_sigterm(error):
         return 128 + signal.SIGTERM
     return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
@@ -98,14 +78,14 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def plain_errors(way_on: str = '') -> Iterator[None]:
-    """End a tool in one line where the user can mend what went wrong, or has stopped it.
+    """End a tool in one line for a user's mistake, or where the user has stopped it.
 
     Args:
         way_on: What to do after Ctrl-C, for the message.
 
     Raises:
         SystemExit: With 130 after Ctrl-C, 141 where nobody reads the output any more
-            (``| head``), else 1. Mistakes of the program pass with their traceback.
+            (``| head``), otherwise 1. Mistakes of the program pass with their traceback.
 
     Examples:
         >>> with plain_errors():
@@ -115,7 +95,7 @@ def plain_errors(way_on: str = '') -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()  # else Python meets a closed pipe at its very end
+        sys.stdout.flush()  # otherwise Python meets a closed pipe at its very end
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
@@ -138,7 +118,7 @@ def one_sentence(work_dir: str | None = None) -> Iterator[None]:
         work_dir: Where a training keeps its checkpoints, to say how it goes on.
 
     Raises:
-        SystemExit: With 130 after Ctrl-C, 143 after SIGTERM, else 1.
+        SystemExit: With 130 after Ctrl-C, 143 after SIGTERM, otherwise 1.
     """
     # The disk may be full, the console closed: no traceback for each line that is not logged.
     loud, logging.raiseExceptions = logging.raiseExceptions, False
@@ -150,14 +130,17 @@ def one_sentence(work_dir: str | None = None) -> Iterator[None]:
                 sentence = explain(error)
                 if sentence is None:
                     raise
-                late = _stop_listening()
+                # Clusters send SIGTERM to all processes of a job: late signals, and the ends of
+                # workers, must not interrupt the sentence.
+                deaf = {signal.SIGTERM: signal.SIG_IGN, signal.SIGCHLD: signal.SIG_DFL}
+                before = {number: signal.signal(number, how) for number, how in deaf.items()}
                 _log_traceback(error)
                 # All ranks meet the first two; anything else, the rank to which it happens.
                 everywhere = isinstance(error, (FloatingPointError, KeyboardInterrupt))
                 if is_first_process() or not everywhere:
                     way_on = '' if work_dir is None else f' {_way_on(work_dir)}'
                     print(f'error: {sentence}.{way_on}', file=sys.stderr)
-                for number, handler in late.items():
+                for number, handler in before.items():
                     signal.signal(number, handler)
                 raise SystemExit(exit_code(error)) from None
     finally:
@@ -169,19 +152,9 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _is_sigterm(error: BaseException) -> bool:
-    """Tell whether a run, or first a worker of its data loader, was asked to end."""
+    """Return whether a run, or first a worker of its data loader, was asked to end."""
     worker = isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker')
     return isinstance(error, Terminated) or (worker and 'signal: Terminated' in str(error))
-
-
-def _stop_listening() -> dict:
-    """Leave signals alone that come late, and return the handlers that they had.
-
-    Clusters send SIGTERM to all processes of a job: workers end beside their run, and torch would
-    raise their end where the sentence is being made.
-    """
-    deaf = {signal.SIGTERM: signal.SIG_IGN, signal.SIGCHLD: signal.SIG_DFL}
-    return {number: signal.signal(number, handler) for number, handler in deaf.items()}
 
 
 def _way_on(work_dir: str) -> str:
@@ -197,8 +170,7 @@ def _way_on(work_dir: str) -> str:
 
 def _log_traceback(error: BaseException) -> None:
     """Write the traceback into the log files of the run, and not on the console."""
-    logger = MMLogger.get_current_instance()
-    trace = (type(error), error, error.__traceback__)
+    logger, trace = MMLogger.get_current_instance(), (type(error), error, error.__traceback__)
     record = logger.makeRecord(
         logger.name, logging.ERROR, __file__, 0, 'the run ended here', (), trace
     )

@@ -11,17 +11,26 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from kd_mm.config import OptionsAction
 from kd_mm.engine.allocator import hold_freed_memory
+from kd_mm.engine.hooks import CompileHook, DistillerHook, LossGuardHook
+from kd_mm.resume import CheckpointGuardHook, SafeCheckpointHook, SeedHook
+
+# What each training has, with a recipe of others too.
+HOOKS = (
+    CheckpointGuardHook,
+    CompileHook,
+    DistillerHook,
+    LossGuardHook,
+    SafeCheckpointHook,
+    SeedHook,
+)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that mmpretrain's train.py and test.py have in common.
-
-    Args:
-        parser: The parser of a tool; ``config`` comes first, so call this before the others.
-    """
+    """Add the flags that mmpretrain's train.py and test.py have in common."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -44,11 +53,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the flag of every tool that reads a checkpoint, for ``safe_files``.
-
-    Args:
-        parser: The parser of a tool.
-    """
+    """Add the flag of every tool that reads a checkpoint, for ``safe_files``."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -58,28 +63,14 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def at_least_one(text: str) -> int:
-    """Read a flag that counts something, as the ``type`` of an argument.
-
-    Examples:
-        >>> at_least_one('2')
-        2
-        >>> at_least_one('0')
-        Traceback (most recent call last):
-        argparse.ArgumentTypeError: must be a whole number of at least 1, but got 0
-    """
+    """Read a flag that counts something, as the ``type`` of an argument."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, but got {text}')
     return int(text)
 
 
 def add_step_arguments(parser: argparse.ArgumentParser, steps: int, warmup: int) -> None:
-    """Add the flags of a tool that measures training steps.
-
-    Args:
-        parser: The tool's.
-        steps: Default of ``--steps``.
-        warmup: Default of ``--warmup``.
-    """
+    """Add the flags of a tool that measures training steps; the counts are defaults."""
     parser.add_argument('--batch-size', type=int, help="images in a step (config's)")
     parser.add_argument('--img-size', type=int, help="height and width in pixels (config's)")
     parser.add_argument('--num-classes', type=int, help="number of classes (config's)")
@@ -92,13 +83,7 @@ def add_step_arguments(parser: argparse.ArgumentParser, steps: int, warmup: int)
 def check_step_arguments(
     parser: argparse.ArgumentParser, args: argparse.Namespace, *files: str
 ) -> None:
-    """End such a tool before it measures, if what it shall do afterwards cannot be done.
-
-    Args:
-        parser: The tool's.
-        args: Parsed arguments.
-        files: Flags of files to write, beside ``json``, without dashes.
-    """
+    """End such a tool at once if it could not write its ``files``, flags without dashes."""
     if args.threads is not None and args.threads < 1:
         parser.error(f'--threads must be at least 1, but got {args.threads}')
     for flag in ('json', *files):
@@ -108,60 +93,49 @@ def check_step_arguments(
 
 
 def step_settings(args: argparse.Namespace) -> dict[str, int | None]:
-    """Return what of these arguments a measurement takes, by name."""
+    """Return those of these arguments that a measurement takes, by name."""
     names = ('batch_size', 'img_size', 'num_classes', 'steps', 'warmup')
     return {name: getattr(args, name) for name in names}
 
 
 def prepare_steps(args: argparse.Namespace) -> None:
-    """Make ready for training steps that are measured: threads, and memory as in training."""
+    """Set threads and memory for training steps that are measured."""
     hold_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
 
 
-def set_local_rank(args: argparse.Namespace) -> None:
-    """Tell MMEngine the local rank where the launcher gave it as a flag, or under its own name."""
-    os.environ.setdefault(
-        'LOCAL_RANK', from_launcher('OMPI_COMM_WORLD_LOCAL_RANK', default=str(args.local_rank))
-    )
+def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
+    """Give MMEngine the launcher and the local rank; let this process end with its torchrun.
 
-
-def check_launcher(args: argparse.Namespace) -> None:
-    """Raise ValueError where ``--launcher pytorch`` was given without a launcher.
+    Otherwise the processes of a killed torchrun train on, and write into a work dir in which the
+    run may have been resumed.
 
     Args:
-        args: Parsed flags with ``launcher``.
+        cfg: Changed in place.
+        args: Parsed flags with ``launcher`` and ``local_rank``.
+
+    Raises:
+        ValueError: If ``--launcher pytorch`` was given without torchrun.
     """
+    rank = from_launcher('OMPI_COMM_WORLD_LOCAL_RANK', default=str(args.local_rank))
+    os.environ.setdefault('LOCAL_RANK', rank)
+    cfg.launcher = args.launcher
+    if args.launcher != 'pytorch':
+        return
     lacking = [key for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR') if key not in os.environ]
-    if args.launcher == 'pytorch' and lacking:
+    if lacking:
         raise ValueError(
             f'--launcher pytorch needs {", ".join(lacking)} in the environment, which torchrun '
             'sets; start it by tools/dist_train.sh or tools/dist_test.sh, or leave --launcher out'
         )
-
-
-def end_with_launcher(args: argparse.Namespace) -> None:
-    """Let Linux end this process, by SIGTERM, when torchrun ends, in whatever way.
-
-    Else the processes of a killed torchrun train on, and write into a work dir in which the run
-    has been resumed meanwhile.
-
-    Args:
-        args: Parsed flags with ``launcher``.
-    """
-    if args.launcher == 'pytorch' and platform.system() == 'Linux':
+    if platform.system() == 'Linux':
         set_parent_death_signal = 1  # of linux/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
-    """Choose the work dir: the flag, else the config's, else ``work_dirs/<name of the config>``.
-
-    Args:
-        cfg: Changed in place.
-        args: Parsed flags with ``config`` and ``work_dir``.
-    """
+    """Choose the work dir: the flag, the config's, or ``work_dirs/<name of the config>``."""
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -176,7 +150,7 @@ def set_dataloader_defaults(
     Args:
         cfg: Changed in place.
         args: Parsed flags with ``no_pin_memory``.
-        names: Data loaders to fill in; those that the config lacks are left out.
+        names: Data loaders, of which the config may lack some.
         persistent: Keep worker processes alive between epochs.
     """
     for name in names:
@@ -195,7 +169,7 @@ def set_dataloader_defaults(
 def use_gloo_without_gpu(cfg: Config) -> None:
     """Make ``--launcher pytorch`` work on a machine without a GPU.
 
-    MMEngine's launcher asks for a CUDA device; it leaves a process group alone that exists.
+    MMEngine's launcher asks for a CUDA device, but leaves an existing process group alone.
 
     Args:
         cfg: Changed in place: the model wrapper gets no device, and ``sync_bn``, which torch has
@@ -208,20 +182,24 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
     )
     if cfg.pop('sync_bn', None) is not None:
-        print_log(
-            'sync_bn needs GPUs; on CPU each rank normalises by its own batch',
-            logger='current',
-            level=30,
-        )
+        text = 'sync_bn needs GPUs; on CPU each rank normalises by its own batch'
+        print_log(text, logger='current', level=30)
+
+
+def register_hooks(runner: Runner) -> None:
+    """Give the runner of a training each of :data:`HOOKS` that it does not have."""
+    for hook in HOOKS:
+        if not any(isinstance(there, hook) for there in runner.hooks):
+            runner.register_hook(hook())
 
 
 def is_first_process() -> bool:
-    """Tell, before any process group exists, whether this process speaks for all."""
+    """Return whether this process speaks for all, before any process group exists."""
     return from_launcher('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID', default='0') == '0'
 
 
 def is_alone() -> bool:
-    """Tell, before any process group exists, whether no other process trains with this one."""
+    """Return whether no other process trains with this one, before any process group exists."""
     sizes = ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE', 'SLURM_NTASKS')
     return from_launcher(*sizes, default='1') == '1'
 
@@ -229,12 +207,6 @@ def is_alone() -> bool:
 def from_launcher(*names: str, default: str) -> str:
     """Return the first of several environment variables that is set; each launcher has its own.
 
-    Args:
-        names: Those of torchrun, of ``mpirun``, which may run inside of a SLURM job, and of SLURM.
-        default: Without any launcher.
-
-    Examples:
-        >>> from_launcher('KD_MM_NO_SUCH_RANK', default='0')
-        '0'
+    Those of ``mpirun`` come before SLURM's: it may run inside of a SLURM job.
     """
     return next((os.environ[name] for name in names if name in os.environ), default)

@@ -70,35 +70,6 @@ def generalization_weights(true_class_probs):
     return inverse @ ones / (ones @ inverse @ ones)
 
 
-def least_cross_entropy(rows, label):
-    """The minimum over convex combinations of the (m, K) logits of one image, by brute force.
-
-    A golden-section search over the first weight, within it one over the second, and so on: slow
-    and blind to the size of the logits.
-    """
-    ratio = (np.sqrt(5) - 1) / 2
-    if len(rows) == 1:
-        return cross_entropy(rows[0], label)
-
-    def at(weight):
-        mixed = [weight * rows[0] + (1 - weight) * row for row in rows[1:]]
-        return least_cross_entropy(np.array(mixed), label)
-
-    low, high = 0.0, 1.0
-    left, right = high - ratio, low + ratio
-    at_left, at_right = at(left), at(right)
-    for _ in range(70):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = at(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = at(right)
-    return min(at_left, at_right, at(0.0), at(1.0))
-
-
 def duality_gap(rows, label, target):
     """An upper bound of CE(target) - min CE over convex combinations, for one image.
 

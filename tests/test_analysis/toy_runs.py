@@ -30,7 +30,7 @@ def write_run(
     time=0.1,
     max_epochs=2,
     monitors=(),
-    noted=None,
+    result=None,
     **settings,
 ):
     """Write config and log; ``top1`` holds the curve of each network."""
@@ -62,8 +62,8 @@ def write_run(
         }
         lines.append({**val, 'time': 0.1, 'step': epoch + 1})
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-    if noted is not None:
-        (work_dir / 'result.json').write_text(json.dumps(noted))
+    if result is not None:
+        (work_dir / 'result.json').write_text(json.dumps(result))
     return work_dir
 
 
@@ -72,17 +72,17 @@ def write_predictions(work_dir, networks, classes, num_images=60, seed=0):
     (work_dir / 'epoch_2.pth').touch()
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
     rng = np.random.default_rng(seed)
+    shape = (len(networks), num_images)
     labels = np.arange(num_images) % len(classes)
-    arrays = {
-        'labels': labels,
-        'classes': np.array(classes),
-        'checkpoint': np.array(fingerprint(work_dir / 'epoch_2.pth')),
-        'networks': np.array(networks),
-    }
-    for index in range(len(networks)):
-        predicted = np.where(rng.random(num_images) < 0.7, labels, 0)
-        confidence = rng.uniform(0.4, 1, num_images)
-        arrays[f'predicted{index}'] = predicted
-        arrays[f'confidence{index}'] = confidence
-        arrays[f'true_prob{index}'] = np.where(predicted == labels, confidence, 0.1)
-    np.savez(work_dir / FILENAME, **arrays)
+    predicted = np.where(rng.random(shape) < 0.7, labels, 0)
+    confidence = rng.uniform(0.4, 1, shape)
+    np.savez(
+        work_dir / FILENAME,
+        networks=networks,
+        classes=classes,
+        labels=labels,
+        predicted=predicted,
+        confidence=confidence,
+        true_prob=np.where(predicted == labels, confidence, 0.1),
+        checkpoint=fingerprint(work_dir / 'epoch_2.pth'),
+    )

@@ -1,6 +1,8 @@
-"""A data set of given labels, without images."""
+"""Data sets of given labels: without images, and with images that no other has."""
 
+import numpy as np
 from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets.transforms import PackInputs
 
 
 class Labelled(BaseDataset):
@@ -15,3 +17,16 @@ class Labelled(BaseDataset):
 
     def load_data_list(self):
         return [dict(info) for info in self.given]
+
+
+class Images(Labelled):
+    """Images (1, 1, 3) of one value each: ``first``, ``first + 1``, .."""
+
+    def __init__(self, first, count, labels=None, pipeline=None, **kwargs):
+        self.first = first
+        labels = labels or [i % 2 for i in range(count)]
+        super().__init__(labels, pipeline=pipeline or [PackInputs()], **kwargs)
+
+    def load_data_list(self):
+        infos = enumerate(super().load_data_list(), self.first)
+        return [{**info, 'img': np.full((1, 1, 3), value, np.uint8)} for value, info in infos]

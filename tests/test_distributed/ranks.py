@@ -6,9 +6,44 @@ import pickle
 
 import torch
 import torch.distributed as dist
+from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 
 NUM_CLASSES = 5
+
+
+class SumOfRanks(torch.autograd.Function):
+    """The sum over ranks, each of which gets the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return SumOfRanks.forward(ctx, grad)
+
+
+@MODELS.register_module(force=True)
+class SyncBNOnCPU(torch.nn.BatchNorm2d):
+    """What torch's SyncBatchNorm, which runs on GPUs alone, does: each element counts once."""
+
+    def forward(self, x):
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        own = x.new_full((1,), x.numel() / x.shape[1])
+        sums = SumOfRanks.apply(torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), own]))
+        count = sums[-1].detach()
+        mean, square = (sums[:-1] / count).chunk(2)
+        variance = square - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        x = (x - mean[:, None, None]) / (variance[:, None, None] + self.eps).sqrt()
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 def _worker(rank, function, world_size, folder, args):

@@ -1,11 +1,9 @@
-"""Ranks of BAKE equal one process on the concatenated batch: losses, and every gradient."""
+"""Ways in which ranks of BAKE gather, against one process: losses, and every gradient."""
 
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from mmpretrain.models import ImageClassifier
 
-from kd_mm.models import Distiller
 from kd_mm.registry import MODELS
 from tests.test_distributed.ranks import (
     NUM_CLASSES,
@@ -16,8 +14,10 @@ from tests.test_distributed.ranks import (
     shard,
 )
 
-# Batches of the two ranks, step by step: full, then a smaller last one, on either side.
+# Batches of two and of four ranks, step by step: full, then smaller last ones.
 STEPS = [(6, 6), (6, 2), (3, 6), (1, 1)]
+STEPS_OF_FOUR = [(6, 4, 3, 5), (6, 2, 3, 1), (1, 1, 3, 5)]
+CLOSE = {'rtol': 1e-9, 'atol': 1e-12}
 
 
 def build_model(gather, group_size=None, by_head=True):
@@ -36,15 +36,13 @@ def build_model(gather, group_size=None, by_head=True):
     model = MODELS.build(
         network if by_head else {'type': 'kd_mm.BAKE', 'student': network, **options}
     )
-    assert isinstance(model, ImageClassifier if by_head else Distiller)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.double()
 
 
-def train_on_a_rank(rank, gather, by_head, steps=STEPS, group_size=None):
-    model = build_model(gather, group_size, by_head)
-    ddp = MMDistributedDataParallel(model, device_ids=None)
+def train(rank, steps, *options):
+    ddp = MMDistributedDataParallel(build_model(*options), device_ids=None)
     results = []
     for step, sizes in enumerate(steps):
         images, samples = draw(step, sum(sizes))
@@ -53,109 +51,76 @@ def train_on_a_rank(rank, gather, by_head, steps=STEPS, group_size=None):
     return results
 
 
-@pytest.mark.parametrize('by_head', [True, False], ids=['head', 'method'])
-def test_global_gather_equals_one_process(tmp_path, by_head):
-    ranks = run_on_ranks(train_on_a_rank, tmp_path, 'global', by_head)
-    model = build_model('global', by_head=by_head)
-    for step, sizes in enumerate(STEPS):
-        losses, gradients = losses_and_gradients(model, *draw(step, sum(sizes)))
-        close = {'rtol': 1e-9, 'atol': 1e-12, 'msg': lambda m, s=sizes: f'{s}: {m}'}
-        mean = average([rank[step][0] for rank in ranks])
-        torch.testing.assert_close(mean, losses, **close)
-        for name, expected in gradients.items():
-            for rank in ranks:  # DDP has averaged
-                torch.testing.assert_close(rank[step][1]['module.' + name], expected, **close)
+def on_two_ranks(rank):
+    with pytest.raises(ValueError, match='group_size=3 with 2 ranks; take one of its divisors'):
+        build_model('group', 3)(*draw(0, 2), mode='loss')
+    growing = build_model('global')
+    for size in (2, 3, 2):  # a resumed run may begin with the last batch of an epoch
+        growing(*draw(0, size), mode='loss')
+    with pytest.raises(ValueError, match=r'3 images per rank, but got 4; .*drop_last=True'):
+        growing(*draw(0, 4), mode='loss')
+    return {
+        'global': train(rank, STEPS, 'global'),
+        'group of all': train(rank, STEPS, 'group', 2),
+        'local head': train(rank, STEPS, 'local', None, True),
+        'local method': train(rank, STEPS, 'local', None, False),
+        # In evaluation, ranks may have different numbers of batches.
+        'evaluation': evaluate(rank),
+    }
 
 
-@pytest.mark.parametrize('by_head', [True, False], ids=['head', 'method'])
-def test_local_gather_equals_each_rank_alone_by_its_share_of_images(tmp_path, by_head):
-    ranks = run_on_ranks(train_on_a_rank, tmp_path, 'local', by_head)
-    model = build_model('local', by_head=by_head)
-    for step, sizes in enumerate(STEPS):
-        images, samples = draw(step, sum(sizes))
-        parts = [shard(rank, sizes) for rank in range(2)]
-        alone = [losses_and_gradients(model, images[part], samples[part]) for part in parts]
-        for rank, (losses, _), size in zip(ranks, alone, sizes, strict=True):
-            expected = {key: loss * 2 * size / sum(sizes) for key, loss in losses.items()}
-            torch.testing.assert_close(rank[step][0], expected, rtol=1e-9, atol=1e-12)
-        expected = average([gradients for _, gradients in alone], sizes)
-        for name, gradient in expected.items():
-            torch.testing.assert_close(ranks[0][step][1]['module.' + name], gradient)
-
-
-def evaluate_on_a_rank(rank):
+def evaluate(rank):
     return losses_and_gradients(build_model('local').eval(), *draw(0, 3 + rank))[0]
 
 
-def test_a_head_in_evaluation_mode_asks_no_other_rank(tmp_path):
-    """In evaluation, ranks may have different numbers of batches."""
-    ranks = run_on_ranks(evaluate_on_a_rank, tmp_path)
-    assert ranks == [evaluate_on_a_rank(rank) for rank in range(2)]
+def on_four_ranks(rank):
+    return [train(rank, STEPS_OF_FOUR, 'group', 2, by_head) for by_head in (True, False)]
 
 
-def grow_on_a_rank(rank):
-    ddp = MMDistributedDataParallel(build_model('global'), device_ids=None)
-    ddp(*draw(0, 2), mode='loss')  # a resumed run may begin with the last batch of an epoch
-    ddp(*draw(0, 3), mode='loss')
-    ddp(*draw(0, 2), mode='loss')
-    with pytest.raises(ValueError, match=r'3 images per rank, but got 4; .*drop_last=True'):
-        ddp(*draw(0, 4), mode='loss')
-    return True
+@pytest.fixture(scope='module')
+def two_ranks(tmp_path_factory):
+    return run_on_ranks(on_two_ranks, tmp_path_factory.mktemp('two'))
 
 
-def test_a_growing_batch_is_refused_by_name(tmp_path):
-    assert run_on_ranks(grow_on_a_rank, tmp_path) == [True, True]
-
-
-# Batches of four ranks, step by step, of pairs with different largest ones.
-STEPS_OF_FOUR = [(6, 4, 3, 5), (6, 2, 3, 1), (1, 1, 3, 5)]
-
-
-def train_in_a_group(rank, by_head):
-    return train_on_a_rank(rank, 'group', by_head, STEPS_OF_FOUR, group_size=2)
-
-
-@pytest.mark.parametrize('by_head', [True, False], ids=['head', 'method'])
-def test_group_gather_equals_one_process_on_each_group_by_its_share_of_images(tmp_path, by_head):
-    ranks = run_on_ranks(train_in_a_group, tmp_path, by_head, world_size=4)
-    model = build_model('global', by_head=by_head)
-    for step, sizes in enumerate(STEPS_OF_FOUR):
+def check_steps(steps, ranks, model, group_size):
+    """Each group equals one process on its images, by its share of all images."""
+    for step, sizes in enumerate(steps):
         images, samples = draw(step, sum(sizes))
-        pairs = [sum(sizes[:2]), sum(sizes[2:])]
-        parts = [shard(pair, pairs) for pair in range(2)]
+        starts = range(0, len(sizes), group_size)
+        counts = [sum(sizes[start : start + group_size]) for start in starts]
+        parts = [shard(group, counts) for group in range(len(counts))]
         alone = [losses_and_gradients(model, images[part], samples[part]) for part in parts]
-        close = {'rtol': 1e-9, 'atol': 1e-12, 'msg': lambda m, s=sizes: f'{s}: {m}'}
-        for pair, (losses, _), size in zip((ranks[:2], ranks[2:]), alone, pairs, strict=True):
-            expected = {key: loss * 2 * size / sum(sizes) for key, loss in losses.items()}
-            torch.testing.assert_close(
-                average([rank[step][0] for rank in pair]), expected, **close
-            )
-        expected = average([gradients for _, gradients in alone], pairs)
-        for name, gradient in expected.items():
-            for rank in ranks:
-                torch.testing.assert_close(rank[step][1]['module.' + name], gradient, **close)
+        for start, (losses, _), count in zip(starts, alone, counts, strict=True):
+            mean = average([rank[step][0] for rank in ranks[start : start + group_size]])
+            share = count * len(counts) / sum(sizes)
+            expected = {key: loss * share for key, loss in losses.items()}
+            torch.testing.assert_close(mean, expected, **CLOSE)
+        gradients = average([gradients for _, gradients in alone], counts)
+        for rank in ranks:  # DDP has averaged
+            found = {name.removeprefix('module.'): g for name, g in rank[step][1].items()}
+            torch.testing.assert_close(found, gradients, **CLOSE)
 
 
-def test_group_of_all_ranks_is_global(tmp_path):
-    ranks = run_on_ranks(train_in_a_group_of_all, tmp_path)
-    for step, sizes in enumerate(STEPS):
-        model = build_model('global')
-        losses, _ = losses_and_gradients(model, *draw(step, sum(sizes)))
-        mean = average([rank[step][0] for rank in ranks])
-        torch.testing.assert_close(mean, losses, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize('gather', ['global', 'group of all'])
+def test_a_head_that_gathers_from_all_equals_one_process(two_ranks, gather):
+    check_steps(STEPS, [rank[gather] for rank in two_ranks], build_model('global'), group_size=2)
 
 
-def train_in_a_group_of_all(rank):
-    """And refuse, in the same processes, a group that does not divide the ranks."""
-    with pytest.raises(ValueError, match='group_size=3 with 2 ranks; take one of its divisors'):
-        build_model('group', 3)(*draw(0, 2), mode='loss')
-    results = []
-    model = build_model('group', 2)
-    for step, sizes in enumerate(STEPS):
-        images, samples = draw(step, sum(sizes))
-        mine = shard(rank, sizes)
-        results.append(losses_and_gradients(model, images[mine], samples[mine]))
-    return results
+@pytest.mark.parametrize('kind', ['head', 'method'])
+def test_local_gather_equals_each_rank_alone(two_ranks, kind):
+    model = build_model('local', by_head=kind == 'head')
+    check_steps(STEPS, [rank[f'local {kind}'] for rank in two_ranks], model, group_size=1)
+
+
+def test_a_head_in_evaluation_mode_asks_no_other_rank(two_ranks):
+    assert [rank['evaluation'] for rank in two_ranks] == [evaluate(rank) for rank in range(2)]
+
+
+def test_group_gather_equals_one_process_on_each_group(tmp_path):
+    ranks = run_on_ranks(on_four_ranks, tmp_path, world_size=4)
+    for number, by_head in enumerate((True, False)):
+        model = build_model('global', by_head=by_head)
+        check_steps(STEPS_OF_FOUR, [rank[number] for rank in ranks], model, group_size=2)
 
 
 def test_group_of_one_process_is_local():

@@ -1,6 +1,5 @@
 """Two ranks with the stock distributed wrapper equal one process on the concatenated batch."""
 
-import pytest
 from mmengine.model import MMDistributedDataParallel
 
 from tests.test_distributed.ranks import run_on_ranks
@@ -36,21 +35,25 @@ def train(model, counts, batches):
     return trained, remaining
 
 
-def train_on_a_rank(rank, counts):
-    model = in_double(build_cohort(seed=rank))  # the wrapper gives all ranks those of the first
-    ddp = MMDistributedDataParallel(model, device_ids=None)
-    return train(ddp, counts, [half(draw(8, seed=step), rank) for step in range(STEPS)])
+def train_on_a_rank(rank):
+    results = {}
+    for counts in (1, 2):
+        model = in_double(build_cohort(seed=rank))  # the wrapper gives all ranks the first's
+        ddp = MMDistributedDataParallel(model, device_ids=None)
+        batches = [half(draw(8, seed=step), rank) for step in range(STEPS)]
+        results[counts] = train(ddp, counts, batches)
+    return results
 
 
-@pytest.mark.parametrize('counts', [1, 2])
-def test_two_ranks_equal_one_process(tmp_path, counts):
-    (first, kept), (second, others) = run_on_ranks(train_on_a_rank, tmp_path, counts)
-    model = in_double(build_cohort())
-    one, _ = train(model, counts, [draw(8, seed=step) for step in range(STEPS)])
-    for step in range(STEPS):
-        assert_equal(first[step], second[step])
-        # Adam divides by the root of tiny squares: 1e-9 is far above its rounding.
-        assert_equal(first[step], one[step], rtol=1e-9, atol=1e-9)
-    # Between updates nothing is sent: each rank keeps the gradients of its own images.
-    unsent = [a != b for a, b in zip(kept, others, strict=True)]
-    assert unsent == [counts == 2 and step in (0, 2) for step in range(STEPS)]
+def test_two_ranks_equal_one_process(tmp_path):
+    ranks = run_on_ranks(train_on_a_rank, tmp_path)
+    for counts in (1, 2):
+        (first, kept), (second, others) = (rank[counts] for rank in ranks)
+        one, _ = train(in_double(build_cohort()), counts, [draw(8, seed=s) for s in range(STEPS)])
+        for step in range(STEPS):
+            assert_equal(first[step], second[step])
+            # Adam divides by the root of tiny squares: 1e-9 is far above its rounding.
+            assert_equal(first[step], one[step], rtol=1e-9, atol=1e-9)
+        # Between updates nothing is sent: each rank keeps the gradients of its own images.
+        unsent = [a != b for a, b in zip(kept, others, strict=True)]
+        assert unsent == [counts == 2 and step in (0, 2) for step in range(STEPS)]

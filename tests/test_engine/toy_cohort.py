@@ -38,14 +38,10 @@ def build_cohort(seed=0, **students):
     return cohort
 
 
-def _double(module, inputs):
-    return inputs[0].double()
-
-
 def in_double(cohort):
     """The cohort in float64, which takes the preprocessor's float32."""
     for model in cohort.students.values():
-        model.backbone.register_forward_pre_hook(_double)
+        model.backbone.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
     return cohort.double()
 
 
@@ -56,6 +52,13 @@ def draw(num_images, seed=0):
     labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
     samples = [DataSample().set_gt_label(label) for label in labels]
     return {'inputs': images, 'data_samples': samples}
+
+
+def items(num_images):
+    """The images of a batch one by one, as a data set gives them."""
+    batch = draw(num_images)
+    pairs = zip(batch['inputs'], batch['data_samples'], strict=True)
+    return [{'inputs': image, 'data_samples': sample} for image, sample in pairs]
 
 
 def joint_cfg(a=SGD, b=ADAM, **kwargs):

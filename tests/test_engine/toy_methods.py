@@ -1,5 +1,7 @@
 """One small model of each method, its images, and a short run of it by MMEngine's Runner."""
 
+from uuid import uuid4
+
 import torch
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -33,10 +35,8 @@ def model_cfg(method):
         names = ('leader', 'student1', 'student2')
         students = {name: network(out_indices=(0, 1, 2)) for name in names}
         ramp = {'type': 'kd_mm.SigmoidRamp', 'value': 10.0, 'epochs': 5}
-        return {
-            **{'type': 'kd_mm.FFSD', 'students': students, 'img_size': SIZE},
-            'fusion_weight': ramp,
-        }
+        options = {'img_size': SIZE, 'fusion_weight': ramp}
+        return {'type': 'kd_mm.FFSD', 'students': students, **options}
     if method == 'bake_student':
         return {'type': 'kd_mm.BAKE', 'student': network()}
     students = {name: network() for name in ('a', 'b')}
@@ -88,20 +88,37 @@ def batch():
     }
 
 
-def build_runner(method, work_dir, model=None, optim=(), **changes):
-    """Five iterations per epoch, with the hooks of kd_mm's configs."""
-    loader = {
-        'dataset': images(),
-        'batch_size': BATCH,
+def loader(dataset, batch_size=BATCH, **changes):
+    """The config of a loader that reads images in order."""
+    return {
+        'dataset': dataset,
+        'batch_size': batch_size,
         'num_workers': 0,
         'sampler': {'type': 'DefaultSampler', 'shuffle': False},
         'collate_fn': {'type': 'default_collate'},
+        **changes,
     }
+
+
+def runner_of(model, work_dir, data, epochs=1, **changes):
+    """A Runner without validation; ``data`` is a data set or the config of a loader."""
     settings = {
-        'model': model or build(method),
+        'model': model,
         'work_dir': str(work_dir),
-        'train_dataloader': loader,
-        'train_cfg': {'by_epoch': True, 'max_epochs': 1},
+        'train_dataloader': loader(data) if isinstance(data, list) else data,
+        'train_cfg': {'by_epoch': True, 'max_epochs': epochs},
+        'optim_wrapper': {'optimizer': SGD},
+        'default_scope': 'mmpretrain',
+        'randomness': {'seed': 0},
+        'experiment_name': uuid4().hex,
+        'log_level': 'ERROR',
+    }
+    return Runner(**{**settings, **changes})
+
+
+def build_runner(method, work_dir, model=None, optim=(), **changes):
+    """Five iterations per epoch, with the hooks of kd_mm's configs."""
+    settings = {
         'optim_wrapper': optim_cfg(method, **dict(optim)),
         'custom_hooks': [{'type': 'kd_mm.LossGuardHook'}],
         'default_hooks': {
@@ -112,13 +129,10 @@ def build_runner(method, work_dir, model=None, optim=(), **changes):
             'seed': {'type': 'kd_mm.SeedHook'},
             'distiller': {
                 'type': 'kd_mm.DistillerHook',
-                'held_out_dataloader': {**loader, 'dataset': images()},
+                'held_out_dataloader': loader(images()),
             },
             'safe_checkpoints': {'type': 'kd_mm.SafeCheckpointHook'},
         },
         'visualizer': {'type': 'Visualizer', 'vis_backends': [{'type': 'LocalVisBackend'}]},
-        'randomness': {'seed': 0},
-        'experiment_name': f'{method}_{work_dir.parent.name}_{work_dir.name}',
-        'log_level': 'ERROR',
     }
-    return Runner(**{**settings, **changes})
+    return runner_of(model or build(method), work_dir, images(), **{**settings, **changes})

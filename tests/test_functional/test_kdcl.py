@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 
-from kd_mm.functional import kdcl as collaborative_target
+from kd_mm.functional import kdcl
 from kd_mm.functional.kdcl import (
     check_soft_labels,
     general_target,
@@ -69,22 +69,15 @@ def scipy_minimum(rows, label):
         return reference.cross_entropy(mixed, label), rows @ (reference.softmax(mixed) - y)
 
     starts = [np.full(m, 1 / m), *(0.9 * np.eye(m) + 0.1 / m)]
-    constraint = {'type': 'eq', 'fun': lambda a: a.sum() - 1, 'jac': lambda a: np.ones(m)}
-    options = {'ftol': 1e-14, 'maxiter': 500}
-    found = [
-        minimize(
-            value_and_slope,
-            start,
-            jac=True,
-            method='SLSQP',
-            bounds=[(0, 1)] * m,
-            constraints=constraint,
-            options=options,
-        ).x
-        for start in starts
-    ]
-    feasible = [np.clip(alpha, 0, None) / np.clip(alpha, 0, None).sum() for alpha in found]
-    return min(value_and_slope(alpha)[0] for alpha in feasible)
+    problem = {
+        'jac': True,
+        'method': 'SLSQP',
+        'bounds': [(0, 1)] * m,
+        'constraints': {'type': 'eq', 'fun': lambda a: a.sum() - 1, 'jac': np.ones_like},
+        'options': {'ftol': 1e-14, 'maxiter': 500},
+    }
+    found = [minimize(value_and_slope, start, **problem).x.clip(0, None) for start in starts]
+    return min(value_and_slope(alpha / alpha.sum())[0] for alpha in found)
 
 
 # --- Against NumPy loops ------------------------------------------------------------------------
@@ -101,12 +94,11 @@ def test_naive_and_min_logit_equal_the_numpy_loops(m, soft):
     )
 
 
-@pytest.mark.parametrize('temperature', [0.5, 1.0, 2.0])
-def test_general_equals_the_numpy_loop(temperature):
+def test_general_equals_the_numpy_loop():
     logits, _ = draw(m=4)
     weights = np.array([0.1, 0.0, 0.6, 0.3])
-    ours = general_target(torch.tensor(logits), torch.tensor(weights), temperature)
-    expected = reference.general_target(logits, weights, temperature)
+    ours = general_target(torch.tensor(logits), torch.tensor(weights), 2.0)
+    expected = reference.general_target(logits, weights, 2.0)
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
     np.testing.assert_allclose(ours.sum(dim=1), 1, rtol=1e-12)
 
@@ -160,33 +152,17 @@ def test_linear_with_an_inner_optimum_by_hand():
     np.testing.assert_allclose(reference.cross_entropy(target[0].numpy(), 0), np.log(4), rtol=1e-9)
 
 
-def test_linear_takes_a_student_that_is_best_everywhere():
-    logits = torch.tensor([[[0.0, 1.0, 2.0]], [[3.0, 1.0, 2.0]], [[0.0, 1.0, 3.0]]])
-    torch.testing.assert_close(linear_target(logits, torch.tensor([0])), logits[1], rtol=0, atol=0)
-
-
 def test_generalization_weights_set_a_negative_weight_to_zero():
     """C = (.01, .035; .035, .125) gives C^-1 1 ~ (.09, -.025)."""
     true_class_probs = torch.tensor([[0.9, 0.9], [0.6, 0.7]])
     assert generalization_weights(true_class_probs).tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize('size', [0.0, 1e-9, 0.5])
+@pytest.mark.parametrize('size', [0.0, 1e-9])
 def test_generalization_weights_of_identical_students_are_equal(size):
     """C is singular, and 0 where nobody errs."""
     true_class_probs = 1 - size * torch.ones(4, 7, dtype=torch.float64)
     np.testing.assert_allclose(generalization_weights(true_class_probs), 0.25, rtol=1e-9)
-
-
-def test_generalization_weights_know_no_unit():
-    """The ridge follows the size of the errors."""
-    errors = torch.tensor(np.random.default_rng(0).beta(0.5, 0.5, size=(3, 50)))
-    torch.testing.assert_close(
-        generalization_weights(1 - 1e-5 * errors),
-        generalization_weights(1 - errors),
-        rtol=1e-6,
-        atol=0,
-    )
 
 
 # --- Linear: optimality -------------------------------------------------------------------------
@@ -196,8 +172,8 @@ GAPS = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 @pytest.mark.parametrize('soft', [False, True], ids=['classes', 'soft labels'])
-@pytest.mark.parametrize('m', [1, 2, 3, 4, 6])
-@pytest.mark.parametrize('num_classes', [3, 10, 50])
+@pytest.mark.parametrize('m', [1, 2, 3, 6])
+@pytest.mark.parametrize('num_classes', [3, 50])
 def test_linear_reaches_the_minimum_that_scipy_finds(num_classes, m, soft):
     for kind in ['independent', 'alike', 'wrong']:
         logits, labels = draw(
@@ -215,7 +191,7 @@ def test_linear_reaches_the_minimum_that_scipy_finds(num_classes, m, soft):
 @pytest.mark.parametrize('kind', [*KINDS, 'permuted'])
 def test_linear_has_no_duality_gap(kind, dtype):
     """The certificate needs no solver: by weak duality the minimum cannot lie lower."""
-    cases = [(8, 1000, 100), (4, 1000, 3), (5, 20, 10), (2, 100, 10), (3, 10, 1)]
+    cases = [(8, 1000, 100), (4, 1000, 3), (5, 20, 10), (2, 9, 200), (3, 10, 1)]
     for m, num_classes, scale in cases:
         scale = scale / 10 if kind == 'heavy' else scale  # logits up to 1,000 apart
         logits, labels = draw(m=m, num_images=20, num_classes=num_classes, scale=scale, kind=kind)
@@ -229,34 +205,18 @@ def test_linear_has_no_duality_gap(kind, dtype):
         assert max(gaps) <= GAPS[dtype], (m, num_classes, scale)
 
 
-@pytest.mark.parametrize('scale', [1e-3, 1.0, 100.0, 1000.0])
-@pytest.mark.parametrize('kind', [*KINDS, 'permuted'])
-def test_linear_reaches_the_minimum_however_large_the_logits(kind, scale):
-    """Logits of heavy tails are cut at 5 standard deviations: up to 10,000 apart in all."""
-    for m, num_images in [(2, 8), (3, 1)]:
-        logits, labels = draw(m=m, num_images=num_images, num_classes=9, scale=1, kind=kind)
-        logits = scale * logits.clip(-5, 5)
-        minimum = [
-            reference.least_cross_entropy(logits[:, n], label) for n, label in enumerate(labels)
-        ]
-        target = linear_target(*tensors(logits, labels)).numpy()
-        np.testing.assert_allclose(cross_entropies(target, labels), minimum, rtol=1e-12, atol=1e-6)
-
-
 def test_linear_does_not_mind_copies_of_a_student():
     """Their weights are not unique, and at large logits the equations for them are singular."""
     logits, labels = draw(m=2, num_images=40, num_classes=100, scale=1, kind='heavy')
-    logits = 1000 * logits.clip(-5, 5)
-    minimum = [
-        reference.least_cross_entropy(logits[:, n], label) for n, label in enumerate(labels)
-    ]
-    target = linear_target(*tensors(logits[[0, 1, 0, 0]], labels)).numpy()
-    np.testing.assert_allclose(cross_entropies(target, labels), minimum, rtol=1e-12, atol=1e-6)
+    logits = 1000 * logits.clip(-5, 5)[[0, 1, 0, 0]]
+    target = linear_target(*tensors(logits, labels)).numpy()
+    gaps = [reference.duality_gap(logits[:, n], y, target[n]) for n, y in enumerate(labels)]
+    assert max(gaps) <= 1e-6
 
 
 @pytest.mark.parametrize('soft', [False, True], ids=['classes', 'soft labels'])
 @pytest.mark.parametrize('dtype', GAPS)
-@pytest.mark.parametrize('scale', [1.0, 30.0, 1000.0, 1e6])
+@pytest.mark.parametrize('scale', [1.0, 1000.0, 1e6])
 def test_linear_is_never_worse_than_the_best_student(scale, dtype, soft):
     for kind in KINDS:
         logits, labels = draw(m=4, num_images=50, scale=scale, soft=soft, kind=kind)
@@ -328,34 +288,10 @@ def test_a_single_student_is_its_own_target():
 
 
 @pytest.mark.parametrize('soft', [False, True], ids=['classes', 'soft labels'])
-def test_the_order_of_students_does_not_matter(soft):
-    z, y = tensors(*draw(m=4, num_images=20, soft=soft))
-    order = [2, 0, 3, 1]
-    for target in LOGIT_TARGETS:
-        torch.testing.assert_close(target(z[order], y), target(z, y), rtol=0, atol=1e-4)
-    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=z.dtype)
-    torch.testing.assert_close(
-        general_target(z[order], weights[order], 2.0), general_target(z, weights, 2.0)
-    )
-    true_class_probs = torch.tensor(np.random.default_rng(0).uniform(size=(4, 30)))
-    torch.testing.assert_close(
-        generalization_weights(true_class_probs[order]),
-        generalization_weights(true_class_probs)[order],
-    )
-
-
-@pytest.mark.parametrize('soft', [False, True], ids=['classes', 'soft labels'])
-def test_a_constant_on_a_students_logits_changes_no_prediction(soft):
-    """Softmax does not see it; without the shift, MinLogit's minimum would."""
-    z, y = tensors(*draw(m=3, num_images=20, soft=soft))
-    constants = 4 * torch.randn(
-        3, 20, 1, dtype=z.dtype, generator=torch.Generator().manual_seed(0)
-    )
+def test_a_constant_on_a_students_logits_does_not_change_min_logit(soft):
+    z, y = tensors(*draw(soft=soft))
+    constants = torch.tensor([4.0, -2.0, 9.0], dtype=z.dtype)[:, None, None]
     torch.testing.assert_close(min_logit_target(z + constants, y), min_logit_target(z, y))
-    for before, after in zip(all_targets(z, y), all_targets(z + constants, y), strict=True):
-        if before.sum() != len(before):
-            before, after = before.softmax(dim=1), after.softmax(dim=1)
-        torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
 def test_min_logit_is_never_above_any_student():
@@ -395,7 +331,7 @@ def test_targets_carry_no_gradient_and_change_no_input(soft):
 
 
 @pytest.mark.parametrize('soft', [False, True], ids=['classes', 'soft labels'])
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
 def test_half_precision_and_autocast_compute_in_float32(dtype, soft):
     z, y = tensors(*draw(m=3, num_images=40, num_classes=30, soft=soft), dtype)
     exact = list(all_targets(z.double(), y.double() if soft else y))
@@ -404,11 +340,6 @@ def test_half_precision_and_autocast_compute_in_float32(dtype, soft):
     for target, expected in zip(ours, exact, strict=True):
         assert target.dtype == torch.float32
         torch.testing.assert_close(target.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_float64_stays_float64():
-    z, y = tensors(*draw())
-    assert {target.dtype for target in all_targets(z, y)} == {torch.float64}
 
 
 @pytest.mark.parametrize('soft', [False, True], ids=['classes', 'soft labels'])
@@ -424,12 +355,12 @@ def test_nothing_waits_for_the_device(soft):
         check_soft_labels(torch.empty(4, 5, device='meta'))
 
 
-@pytest.mark.parametrize('scale', [0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize('scale', [1.0, 100.0])
 def test_linear_is_the_same_with_all_steps(monkeypatch, scale):
     """A CPU stops when the slowest image is done; other devices take every step."""
     z, y = tensors(*draw(m=3, num_images=50, num_classes=40))
     stopped = linear_target(scale * z, y)
-    monkeypatch.setattr(collaborative_target, '_may_stop', lambda gap: False)
+    monkeypatch.setattr(kdcl, '_may_stop', lambda gap: False)
     every_step = linear_target(scale * z, y)
     assert not torch.equal(stopped, every_step)
     ours, theirs = (F.cross_entropy(t, y, reduction='none') for t in (stopped, every_step))
@@ -442,43 +373,28 @@ def test_linear_is_the_same_with_all_steps(monkeypatch, scale):
 @pytest.mark.parametrize('target', LOGIT_TARGETS)
 def test_refuses_shapes_that_do_not_fit(target):
     z, y = tensors(*draw())
-    with pytest.raises(
-        ValueError, match=r'logits must be \(students, images, classes\).*\(6, 5\)'
+    for logits, labels, message in (
+        (z[0], y, r'logits must be \(students, images, classes\).*\(6, 5\)'),
+        (z[:0], y, r'at least one student.*\(0, 6, 5\)'),
+        (z, y[:5], r'class labels .* \(N,\) = \(6,\) .* got \(5,\)'),
+        (z, F.one_hot(y, 5), r'class labels .* got \(6, 5\)'),
+        (z, z[0, :, :4], r'soft labels .* \(N, K\) = \(6, 5\) .* got \(6, 4\)'),
+        (z, y.double(), r'soft labels .* got \(6,\)'),
     ):
-        target(z[0], y)
-    with pytest.raises(ValueError, match=r'at least one student.*\(0, 6, 5\)'):
-        target(z[:0], y)
-    with pytest.raises(ValueError, match=r'class labels .* \(N,\) = \(6,\) .* got \(5,\)'):
-        target(z, y[:5])
-    with pytest.raises(ValueError, match=r'class labels .* got \(6, 5\)'):
-        target(z, F.one_hot(y, 5))
-    with pytest.raises(ValueError, match=r'soft labels .* \(N, K\) = \(6, 5\) .* got \(6, 4\)'):
-        target(z, z[0, :, :4])
-    with pytest.raises(ValueError, match=r'soft labels .* got \(6,\)'):
-        target(z, y.double())
-
-
-@pytest.mark.parametrize('temperature', [0, -1.0, float('nan')])
-def test_general_refuses_a_temperature_that_is_not_positive(temperature):
-    z, _ = tensors(*draw())
-    with pytest.raises(ValueError, match='temperature must be positive'):
-        general_target(z, torch.full((3,), 1 / 3), temperature)
+        with pytest.raises(ValueError, match=message):
+            target(logits, labels)
 
 
 def test_general_refuses_shapes_that_do_not_fit():
     z, _ = tensors(*draw())
-    with pytest.raises(
-        ValueError, match=r'weights must hold one value per student, \(3,\).*\(2,\)'
-    ):
+    match = r'weights must hold one value per student, \(3,\).*\(2,\)'
+    with pytest.raises(ValueError, match=match):
         general_target(z, torch.full((2,), 0.5), 2.0)
     with pytest.raises(ValueError, match=r'\(students, images, classes\)'):
         general_target(z[0], torch.full((6,), 1 / 6), 2.0)
-
-
-@pytest.mark.parametrize('shape', [(3,), (0, 4), (3, 0)])
-def test_generalization_weights_refuse_a_missing_side(shape):
-    with pytest.raises(ValueError, match='students, held-out images'):
-        generalization_weights(torch.ones(shape))
+    for shape in ((3,), (0, 4), (3, 0)):
+        with pytest.raises(ValueError, match='students, held-out images'):
+            generalization_weights(torch.ones(shape))
 
 
 @pytest.mark.parametrize(

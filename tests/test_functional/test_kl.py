@@ -41,12 +41,6 @@ def test_the_weighted_mean_equals_the_numpy_loop_and_its_gradient_the_one_by_sam
     torch.testing.assert_close(*grads)
 
 
-def test_is_zero_exactly_where_student_and_target_agree():
-    logits = torch.tensor(draw()[0])
-    value = soft_target_kl(logits, (logits / 3).softmax(1), 3.0)
-    torch.testing.assert_close(value, torch.zeros(5, dtype=torch.float64))
-
-
 def test_gradient_is_temperature_times_the_gap_and_stops_at_the_target():
     """By hand: d/dz T^2 KL(q || softmax(z / T)) = T (softmax(z / T) - q)."""
     logits, target = (torch.tensor(x, requires_grad=True) for x in draw())
@@ -56,21 +50,11 @@ def test_gradient_is_temperature_times_the_gap_and_stops_at_the_target():
     assert target.grad is None
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    logits, target = (torch.tensor(x).to(dtype) for x in draw())
+def test_half_precision_is_computed_in_float32():
+    logits, target = (torch.tensor(x).half() for x in draw())
     value = soft_target_kl(logits, target, 4.0)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, soft_target_kl(logits.float(), target.float(), 4.0))
-
-
-@pytest.mark.parametrize('temperature', [0, -1.0, float('nan'), float('inf')])
-def test_refuses_a_temperature_that_is_not_positive(temperature):
-    logits, target = (torch.tensor(x) for x in draw())
-    with pytest.raises(ValueError, match='temperature must be positive'):
-        soft_target_kl(logits, target, temperature)
-    with pytest.raises(ValueError, match='temperature must be positive'):
-        soft_log_probs(logits, temperature)
 
 
 def test_refuses_shapes_that_differ():

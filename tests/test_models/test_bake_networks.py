@@ -51,57 +51,37 @@ def test_adds_the_papers_loss_to_that_of_the_plain_network(name, soft, tmp_path)
         torch.testing.assert_close(ours.pred_score, theirs.pred_score)
 
 
-OWN_WAY = (
-    'the head of student must compute its losses from one logit per class, as LinearClsHead does, '
-    'but {}; use LinearClsHead or another head with one classifier$'
-)
-COUNT = (
-    'the head of student must have one linear layer that gives the logits, as LinearClsHead does, '
-    r'but it has {}; use a head with one classifier \(distillation=False where the head has that '
-    r'option\)$'
-)
+OWN_WAY = 'must compute its losses from one logit per class, .* but {}; use LinearClsHead'
+COUNT = 'must have one linear layer that gives the logits, .* but it has {}; use .*=False'
+
+
+def timm(name, num_classes):
+    pytest.importorskip('timm', reason='TimmClassifier needs timm')
+    return {'type': 'mmpretrain.TimmClassifier', 'model_name': name, 'num_classes': num_classes}
 
 
 @pytest.mark.parametrize(
-    ('head', 'kwargs', 'message'),
+    ('network', 'message'),
     [
-        ('ArcFaceClsHead', {}, OWN_WAY.format('ArcFaceClsHead has a way of its own')),
+        (lambda: classifier('ArcFaceClsHead'), OWN_WAY.format('ArcFaceClsHead has .* own')),
         (
-            'CSRAClsHead',
-            {'num_heads': 1, 'lam': 0.1},
+            lambda: classifier('CSRAClsHead', num_heads=1, lam=0.1),
             OWN_WAY.format('CSRAClsHead has a way of its own'),
         ),
         (
-            'MultiLabelLinearClsHead',
-            {},
+            lambda: classifier('MultiLabelLinearClsHead'),
             OWN_WAY.format('MultiLabelLinearClsHead has a way of its own'),
         ),
-        ('DeiTClsHead', {}, COUNT.format(2)),
-        ('EfficientFormerClsHead', {'distillation': True}, COUNT.format(2)),
-        ('LeViTClsHead', {'distillation': True}, COUNT.format(2)),
+        (
+            lambda: {**classifier('LinearClsHead'), 'head': None},
+            OWN_WAY.format('there is none'),
+        ),
+        (lambda: classifier('DeiTClsHead'), COUNT.format(2)),
+        (lambda: classifier('EfficientFormerClsHead', distillation=True), COUNT.format(2)),
+        (lambda: timm('deit_tiny_distilled_patch16_224', 5), COUNT.format(2)),
+        (lambda: timm('resnet18', 0), COUNT.format(0)),
     ],
 )
-def test_refuses_heads_without_one_logit_per_class(head, kwargs, message):
-    with pytest.raises(TypeError, match=message):
-        MODELS.build({'type': 'kd_mm.BAKE', 'student': classifier(head, **kwargs)})
-
-
-def test_refuses_a_network_without_a_head():
-    cfg = {**classifier('LinearClsHead'), 'head': None}
-    with pytest.raises(TypeError, match=OWN_WAY.format('there is none')):
-        MODELS.build({'type': 'kd_mm.BAKE', 'student': cfg})
-
-
-@pytest.mark.parametrize(
-    ('name', 'num_classes', 'count'),
-    [('deit_tiny_distilled_patch16_224', 5, 2), ('resnet18', 0, 0)],
-)
-def test_refuses_networks_of_timm_without_one_classifier(name, num_classes, count):
-    pytest.importorskip('timm', reason='TimmClassifier needs timm')
-    cfg = {
-        'type': 'mmpretrain.TimmClassifier',
-        'model_name': name,
-        'num_classes': num_classes,
-    }
-    with pytest.raises(TypeError, match=COUNT.format(count)):
-        MODELS.build({'type': 'kd_mm.BAKE', 'student': cfg})
+def test_refuses_networks_without_one_logit_per_class(network, message):
+    with pytest.raises(TypeError, match=f'the head of student {message}'):
+        MODELS.build({'type': 'kd_mm.BAKE', 'student': network()})

@@ -13,16 +13,9 @@ NUM_CLASSES = 5
 
 
 class Network(NamedTuple):
-    """A classifier.
+    """A classifier: its config, its embeddings (N, D) without kd_mm, and its last layer."""
 
-    Attributes:
-        cfg: Its config. Files that it needs are written into a folder.
-        embed: The embeddings (N, D) of images, written out without kd_mm.
-        last: The layer that maps them to logits.
-        channels: Of its images.
-    """
-
-    cfg: Callable[[Path], dict]
+    cfg: Callable[[Path], dict]  # files that it needs are written into the folder
     embed: Callable[[nn.Module, Tensor], Tensor]
     last: Callable[[nn.Module], nn.Module]
     channels: int = 1
@@ -99,15 +92,10 @@ def _levit_embed(network, images):
 
 NETWORKS = {
     'linear': _headed('fc', 'LinearClsHead'),
-    'stacked': _headed('layers.1.fc', 'StackedLinearClsHead', mid_channels=[32], dropout_rate=0.5),
-    'stacked, as wide as classes': _headed(
-        'layers.2.fc', 'StackedLinearClsHead', mid_channels=[NUM_CLASSES, NUM_CLASSES]
-    ),
+    # Hidden layers as wide as there are classes, which are not the last.
+    'stacked': _headed('layers.2.fc', 'StackedLinearClsHead', mid_channels=[NUM_CLASSES] * 2),
     'vit': _headed('layers.head', 'VisionTransformerClsHead'),
-    'vit, hidden': _headed('layers.head', 'VisionTransformerClsHead', hidden_dim=6),
-    'vit, as wide as classes': _headed(
-        'layers.head', 'VisionTransformerClsHead', hidden_dim=NUM_CLASSES
-    ),
+    'vit, hidden': _headed('layers.head', 'VisionTransformerClsHead', hidden_dim=NUM_CLASSES),
     'vig': _headed('fc2', 'VigClsHead', hidden_dim=32, dropout=0.5),
     'vig, as wide as classes': _headed('fc2', 'VigClsHead', hidden_dim=NUM_CLASSES),
     'efficientformer': _headed('head', 'EfficientFormerClsHead', distillation=False),

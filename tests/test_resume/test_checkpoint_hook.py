@@ -10,11 +10,42 @@ import torch
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub
+from mmengine.model import BaseTTAModel
 from torch import nn
 
-from kd_mm.resume import SafeCheckpointHook, checkpoint_hook
-from kd_mm.resume.checkpoint_hook import WholeFileBackend
+from kd_mm.resume import CheckpointGuardHook, SafeCheckpointHook, checkpoint_hook
+from kd_mm.resume.checkpoint_hook import OUTDATED, WholeFileBackend
 from kd_mm.resume.find import POINTER
+
+
+@pytest.fixture
+def runner(tmp_path, request):
+    """What the hook asks of a runner that was asked to resume."""
+    hub = MessageHub.get_instance(request.node.name)
+    yield SimpleNamespace(
+        work_dir=str(tmp_path),
+        message_hub=hub,
+        logger=logging.getLogger(__name__),
+        train_loop=SimpleNamespace(epoch=0),
+        val_loop=None,
+        _resume=True,
+        _load_from=None,
+    )
+    del MessageHub._instance_dict[request.node.name]
+
+
+def prepare(runner, folder, backend, **kwargs):
+    """Return a CheckpointHook as ``before_train`` leaves it."""
+    writer = CheckpointHook(out_dir=str(folder), **kwargs)
+    writer.file_backend = backend
+    runner.hooks = [writer]
+    SafeCheckpointHook().before_train(runner)
+    return writer
+
+
+def write_checkpoint(path):
+    torch.save({'meta': {}, 'message_hub': {}, 'optimizer': {}, 'state_dict': {}}, path)
+    (path.parent / POINTER).write_text(str(path))
 
 
 def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path, monkeypatch):
@@ -23,10 +54,8 @@ def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path, monkeypatch):
     assert path.read_bytes() == b'old'
 
     def full(descriptor):
-        assert (path.read_bytes(), path.with_name('epoch_1.pth.tmp').read_bytes()) == (
-            b'old',
-            b'new',
-        )
+        contents = path.read_bytes(), path.with_name('epoch_1.pth.tmp').read_bytes()
+        assert contents == (b'old', b'new')
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(os, 'fsync', full)
@@ -36,86 +65,28 @@ def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path, monkeypatch):
     assert path.read_bytes() == b'old'
 
 
-def runner_in(folder, hub, **kwargs):
-    """What the hook asks of a runner."""
-    return SimpleNamespace(
-        work_dir=str(folder),
-        message_hub=MessageHub.get_instance(f'{__name__}.{hub}'),
-        logger=logging.getLogger(__name__),
-        **kwargs,
-    )
-
-
-@pytest.fixture
-def runner(tmp_path, request):
-    """A runner that was asked to resume."""
-    return runner_in(tmp_path, request.node.name, _resume=True, _load_from=None)
-
-
-def write_checkpoint(path):
-    content = {'meta': {}, 'message_hub': {}, 'optimizer': {}, 'state_dict': {}}
-    torch.save(content, path)
-    (path.parent / POINTER).write_text(str(path))
-
-
-def test_resume_passes_over_a_damaged_file_with_a_warning(runner, tmp_path, caplog):
-    write_checkpoint(tmp_path / 'epoch_1.pth')
-    write_checkpoint(tmp_path / 'epoch_2.pth')
-    os.truncate(tmp_path / 'epoch_2.pth', 100)
-    SafeCheckpointHook().before_run(runner)
-    assert (runner._resume, runner._load_from) == (True, str(tmp_path / 'epoch_1.pth'))
-    assert f'passes over a checkpoint: {tmp_path / "epoch_2.pth"}' in caplog.text
-
-
-def test_resume_without_a_checkpoint_begins(runner, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    (tmp_path / POINTER).touch()  # MMEngine would open the file without a name
-    SafeCheckpointHook().before_run(runner)
-    assert (runner._resume, runner._load_from) == (False, None)
-    assert 'holds no checkpoint yet' in caplog.text
-
-
-@pytest.mark.parametrize(('resume', 'load_from'), [(False, None), (True, 'named.pth')])
-def test_what_is_named_is_taken(runner, tmp_path, resume, load_from):
-    write_checkpoint(tmp_path / 'epoch_1.pth')
-    runner._resume, runner._load_from = resume, load_from
-    SafeCheckpointHook().before_run(runner)
-    assert (runner._resume, runner._load_from) == (resume, load_from)
-
-
-def prepared(runner, tmp_path, backend, **kwargs):
-    """Hooks as ``before_train`` leaves them."""
-    writer = CheckpointHook(out_dir=str(tmp_path), **kwargs)
-    writer.file_backend = backend
-    runner.hooks, runner.val_loop = [writer], None
-    runner.train_loop = SimpleNamespace(epoch=0)
-    hook = SafeCheckpointHook()
-    hook.before_train(runner)
-    return hook, writer
-
-
-def test_an_old_checkpoint_goes_when_the_new_one_is_there(runner, tmp_path):
-    hook, writer = prepared(runner, tmp_path, LocalBackend())
-    old = tmp_path / 'epoch_1.pth'
+def test_an_old_file_goes_when_the_next_one_is_there(runner, tmp_path, monkeypatch):
+    backend = prepare(runner, tmp_path, LocalBackend()).file_backend
+    old, new = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'
     old.touch()
-    assert writer.file_backend.isfile(str(old))
-    writer.file_backend.remove(str(old))
-    assert old.exists()
-    hook.after_train_epoch(runner)
-    assert not old.exists()
+    assert backend.isfile(str(old))
+    backend.remove(str(old))
+    monkeypatch.setattr(checkpoint_hook, '_sync_folder', lambda _: new.exists() and old.stat())
+    backend.put(b'new', str(new))
+    assert [path.name for path in tmp_path.iterdir()] == ['epoch_2.pth']
 
 
 def test_what_a_killed_run_had_to_remove_is_removed(runner, tmp_path):
     """Names come from a checkpoint: a path in it leads nowhere else."""
-    outside = tmp_path / 'outside'
+    outside, folder = tmp_path / 'outside', tmp_path / 'in'
     outside.touch()
-    (tmp_path / 'in').mkdir()
+    folder.mkdir()
     for name in ('epoch_1.pth', 'epoch_3.pth', 'epoch_4.pth.tmp'):
-        (tmp_path / 'in' / name).touch()
+        (folder / name).touch()
     names = ['epoch_1.pth', 'gone.pth', str(outside), '../outside']
-    runner.message_hub.update_info(checkpoint_hook.OUTDATED, names)
-    prepared(runner, tmp_path / 'in', LocalBackend())
-    assert [path.name for path in (tmp_path / 'in').iterdir()] == ['epoch_3.pth']
+    runner.message_hub.update_info(OUTDATED, names)
+    prepare(runner, folder, LocalBackend())
+    assert [path.name for path in folder.iterdir()] == ['epoch_3.pth']
     assert outside.exists()
 
 
@@ -123,21 +94,23 @@ def test_other_storage_is_left_alone(runner, tmp_path):
     class Remote(LocalBackend):
         pass
 
-    remote = Remote()
-    _, writer = prepared(runner, tmp_path, remote)
-    assert writer.file_backend is remote
-    assert writer.backend_args is None
     local = {'backend': 'local'}
-    assert prepared(runner, tmp_path, LocalBackend(), backend_args=local)[1].backend_args == local
-    assert prepared(runner, tmp_path, LocalBackend())[1].backend_args == {'backend': 'kd_mm_local'}
+    assert type(prepare(runner, tmp_path, Remote()).file_backend) is Remote
+    assert prepare(runner, tmp_path, LocalBackend(), backend_args=local).backend_args == local
+    assert prepare(runner, tmp_path, LocalBackend()).backend_args == {'backend': 'kd_mm_local'}
+
+
+def test_resume_without_a_checkpoint_begins(runner, tmp_path):
+    (tmp_path / POINTER).touch()  # MMEngine would open the file without a name
+    SafeCheckpointHook().before_run(runner)
+    assert (runner._resume, runner._load_from) == (False, None)
 
 
 @pytest.mark.parametrize(('ranks', 'complete'), [(1, False), (1, True), (2, False)])
 def test_gradients_that_are_not_complete(runner, monkeypatch, caplog, ranks, complete):
     monkeypatch.setattr(checkpoint_hook, 'get_world_size', lambda: ranks)
-    model = nn.Linear(2, 1)
+    runner.model = model = nn.Linear(2, 1)
     model.weight.grad = torch.ones(1, 2)
-    runner.model = model
     runner.optim_wrapper = SimpleNamespace(should_update=lambda: complete)
     checkpoint = {'optimizer': {}}
     SafeCheckpointHook().before_save_checkpoint(runner, checkpoint)
@@ -146,6 +119,25 @@ def test_gradients_that_are_not_complete(runner, monkeypatch, caplog, ranks, com
     model.weight.grad = None
     SafeCheckpointHook().after_load_checkpoint(runner, checkpoint)
     assert (model.weight.grad is not None) == ('gradients' in checkpoint)
-    best = {}
-    SafeCheckpointHook().before_save_checkpoint(runner, best)
-    assert best == {}  # without optimizer: nothing goes on from it
+
+
+class Model(nn.Linear):
+    def test_step(self, data):
+        return data
+
+
+class Mirrored(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize('wrap', [lambda model: model, Mirrored], ids=['plain', 'augmented'])
+def test_the_guard_refuses_a_checkpoint_of_which_nothing_fits(wrap):
+    runner = SimpleNamespace(model=wrap(Model(2, 2)), _load_from='a.pth')
+    hook, weights = CheckpointGuardHook(), nn.Linear(2, 2).state_dict()
+    hook.after_load_checkpoint(runner, {'state_dict': weights})
+    prefixed = {f'module.{name}': weight for name, weight in weights.items()}  # of a DDP model
+    hook.after_load_checkpoint(runner, {'state_dict': prefixed})
+    hook.after_load_checkpoint(runner, weights)  # bare weights
+    with pytest.raises(ValueError, match=r'none of the 1 names in a\.pth \(fc\.weight'):
+        hook.after_load_checkpoint(runner, {'state_dict': {'fc.weight': torch.ones(1)}})

@@ -113,7 +113,7 @@ def write_picture(path):
 
 @pytest.fixture
 def config(tmp_path, image_folder):
-    """Three epochs of four iterations, on pictures that are read anew each time."""
+    """Three epochs of four iterations, on pictures that are read each time."""
     picture = tmp_path / 'own' / 'train_0.JPEG'
     picture.parent.mkdir()
     write_picture(picture)
@@ -239,35 +239,6 @@ def test_what_comes_with_sigterm_does_not_change_the_sentence(monkeypatch, capsy
             assert signal.getsignal(signal.SIGCHLD) is worker_ended
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-def test_before_the_first_checkpoint_there_is_none_to_go_on_from(
-    config, tmp_path, monkeypatch, capsys
-):
-    picture = tmp_path / 'own' / 'train_0.JPEG'
-    picture.unlink()
-    monkeypatch.setattr(
-        sys, 'argv', ['train.py', str(config), '--work-dir', str(tmp_path / 'work')]
-    )
-    with pytest.raises(SystemExit):
-        main_of('train')()
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert str(picture) in line
-    assert line.endswith(
-        f'There is no checkpoint in {tmp_path}/work yet; start again with the same command.'
-    )
-
-
-def test_what_is_not_known_keeps_its_traceback(config, tmp_path, monkeypatch):
-    def mistake(runner):
-        raise KeyError('a mistake')
-
-    monkeypatch.setattr(Breaker, 'harm', staticmethod(mistake))
-    monkeypatch.setattr(
-        sys, 'argv', ['train.py', str(config), '--work-dir', str(tmp_path / 'work')]
-    )
-    with pytest.raises(KeyError, match='a mistake'):
-        main_of('train')()
 
 
 def hold(work_dir, locked, seconds=60):

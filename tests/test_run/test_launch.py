@@ -6,7 +6,9 @@ from argparse import Namespace
 
 import pytest
 import torch
+from mmengine.config import Config
 
+from kd_mm.resume import SeedHook
 from kd_mm.run import launch
 from tests import forked
 from tests.conftest import run
@@ -15,7 +17,7 @@ from tests.conftest import run
 PAGES_TOUCHED_AGAIN = """
 import resource
 import torch
-from kd_mm.run.launch import hold_freed_memory
+from kd_mm.engine.allocator import hold_freed_memory
 
 def step():
     several = [torch.ones(2_000_000) for _ in range(4)]
@@ -36,7 +38,7 @@ print('pages', plain, touched(5))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone has this setting')
-def test_freed_memory_is_not_mapped_anew():
+def test_freed_memory_is_kept():
     done = run([sys.executable, '-c', PAGES_TOUCHED_AGAIN])
     plain, held = map(int, done.stdout.split('pages ')[1].split())
     assert plain > 5 * 19531  # the large tensor alone, 80 MB of 4 KiB, each time
@@ -47,7 +49,7 @@ def test_freed_memory_is_not_mapped_anew():
 def environment(monkeypatch):
     """Of a process that no launcher has started; changes end with the test."""
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', *filter(is_of_a_cluster, os.environ)):
-        monkeypatch.setenv(name, '')  # else what a test adds would stay
+        monkeypatch.setenv(name, '')  # otherwise what a test adds would stay
         monkeypatch.delenv(name)
     return monkeypatch
 
@@ -78,25 +80,26 @@ def is_of_a_cluster(name):
         ),
     ],
 )
-def test_each_launcher_tells_the_rank_in_its_own_way(
+def test_rank_and_number_of_processes_by_launcher(
     environment, variables, first, alone, local_rank
 ):
     for name, value in variables.items():
         environment.setenv(name, value)
     assert (launch.is_first_process(), launch.is_alone()) == (first, alone)
-    launch.set_local_rank(Namespace(local_rank=0))
+    launch.set_launcher(Config(), Namespace(local_rank=0, launcher='none'))
     assert os.environ['LOCAL_RANK'] == local_rank
 
 
 def be_torchrun(connection, launcher):
     """Start a process that lives on, unless it ends with this one."""
     if os.fork() == 0:
-        launch.end_with_launcher(Namespace(launcher=launcher))
+        os.environ.update(RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1')
+        launch.set_launcher(Config(), Namespace(local_rank=0, launcher=launcher))
         connection.send('ready')
     time.sleep(20)
 
 
-@pytest.mark.skipif(platform.system() != 'Linux', reason='only Linux tells of the end of a parent')
+@pytest.mark.skipif(platform.system() != 'Linux', reason='only Linux signals the end of a parent')
 @pytest.mark.parametrize(('launcher', 'ends'), [('pytorch', True), ('none', False)])
 def test_a_process_ends_with_its_torchrun(launcher, ends):
     context = forked.server()
@@ -110,6 +113,15 @@ def test_a_process_ends_with_its_torchrun(launcher, ends):
     if ends:
         with pytest.raises(EOFError):
             connection.recv()
+
+
+@pytest.mark.parametrize(('there', 'added'), [([], launch.HOOKS), ([SeedHook], launch.HOOKS[:-1])])
+def test_a_training_has_each_hook_that_it_needs_once(there, added):
+    hooks = [hook() for hook in there]
+    runner = Namespace(hooks=hooks, register_hook=hooks.append)
+    for _ in range(2):
+        launch.register_hooks(runner)
+        assert [type(hook) for hook in hooks] == [*there, *added]
 
 
 @pytest.mark.skipif(os.environ.get('KD_MM_TEST_GPU') == '1', reason='tests of a GPU were asked')

@@ -1,7 +1,6 @@
 """None of our tools runs what a checkpoint holds, however it gets at it."""
 
 import json
-import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -9,7 +8,6 @@ from threading import Thread
 import pytest
 import torch
 
-from tests.conftest import REPO, run
 from tests.hostile import FORMATS, Attack, call_tool
 
 STUDENT = dict(
@@ -83,7 +81,7 @@ class Case:
         if way == 'resume':
             return ['train.py', *self.config(), '--resume', file]
         if way == 'resume the latest':
-            (self.folder / 'run').mkdir()
+            (self.folder / 'run').mkdir(exist_ok=True)
             (self.folder / 'run' / 'last_checkpoint').write_text(str(file))
             return ['train.py', *self.config(), '--resume']
         if way == 'load_from':
@@ -107,22 +105,16 @@ RUNS = ['resume', 'resume the latest', 'load_from', 'student', 'backbone', 'test
 CONVERTERS = ['export', 'resize']
 
 
-@pytest.mark.parametrize('save', list(FORMATS.values())[:2], ids=list(FORMATS)[:2])
 @pytest.mark.parametrize('way', RUNS + CONVERTERS)
-def test_what_a_checkpoint_holds_does_not_run(way, save, whole, tmp_path, monkeypatch):
-    case = Case(tmp_path, whole, save)
+def test_only_a_trusted_checkpoint_may_run(way, whole, tmp_path, monkeypatch, capfd):
+    case = Case(tmp_path, whole, FORMATS['legacy' if way == 'test' else 'zip'])
     said = call_tool(monkeypatch, *case.command(way))
     assert not case.victim.exists()
     assert said.startswith('error: ')
     assert 'a.pth is not a checkpoint that can be read safely' in said
     assert '\n' not in said
-    assert not (tmp_path / 'out').exists()
-    assert not (tmp_path / 'out.pth').exists()
+    assert not {'out', 'out.pth'} & {path.name for path in tmp_path.iterdir()}
 
-
-@pytest.mark.parametrize('way', RUNS + CONVERTERS)
-def test_only_a_trusted_checkpoint_may_run(way, whole, tmp_path, monkeypatch, capfd):
-    case = Case(tmp_path, whole, torch.save)
     said = call_tool(monkeypatch, *case.command(way), '--trust-checkpoint')
     assert case.victim.exists()
     assert 'a.pth holds more than plain data' in capfd.readouterr().err
@@ -132,14 +124,12 @@ def test_only_a_trusted_checkpoint_may_run(way, whole, tmp_path, monkeypatch, ca
         assert said is None
 
 
-def test_a_run_that_meets_such_a_file_ends_in_one_line(whole, tmp_path):
-    """MMEngine initialises a plain network when training begins, after our own checks."""
+def test_a_run_that_meets_such_a_file_ends_in_one_line(whole, tmp_path, monkeypatch):
+    """MMEngine initialises a plain network when training begins."""
     case = Case(tmp_path, whole, torch.save)
-    tool, *arguments = case.command('backbone')
-    done = run([sys.executable, REPO / 'tools' / tool, *arguments], check=False)
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1].startswith('error: ')
-    assert 'Traceback' not in done.stdout
+    said = call_tool(monkeypatch, *case.command('backbone'), '--no-check')
+    assert said.startswith('error: ')
+    assert '\n' not in said
     assert not case.victim.exists()
 
 
@@ -151,7 +141,7 @@ def test_a_rank_that_leaves_checks_to_the_first_is_safe_too(way, whole, tmp_path
     assert not case.victim.exists()
 
 
-@pytest.mark.parametrize('way', ['resume', 'load_from', 'student', 'backbone', 'test', 'export'])
+@pytest.mark.parametrize('way', ['load_from', 'student', 'backbone', 'export'])
 def test_what_comes_from_the_web_does_not_run(way, whole, tmp_path, monkeypatch):
     case = Case(tmp_path, whole, torch.save)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))

@@ -166,31 +166,6 @@ def merged(monkeypatch, *arguments):
     return tool.merge_args(read_config(args.config, args.cfg_options), args)
 
 
-def test_a_run_has_each_hook_that_it_needs_once(monkeypatch, tmp_path):
-    tool, args = parsed(monkeypatch, '--work-dir', str(tmp_path))
-    monkeypatch.setattr(tool.preflight, 'check_config', lambda *_: None)
-    needed = {
-        'CheckpointGuardHook',
-        'CompileHook',
-        'DistillerHook',
-        'LossGuardHook',
-        'SafeCheckpointHook',
-        'SeedHook',
-    }
-    hooks = []
-    run = SimpleNamespace(
-        hooks=hooks,
-        register_hook=hooks.append,
-        train=lambda: None,
-        work_dir=str(tmp_path),
-        cfg=read_config(CONFIG),
-    )
-    monkeypatch.setattr(tool, 'Runner', SimpleNamespace(from_cfg=lambda cfg: run))
-    for _ in range(2):
-        tool.train(args)
-        assert sorted(type(hook).__name__ for hook in hooks) == sorted(needed)
-
-
 @pytest.mark.parametrize(
     ('recipe', 'hooks', 'students'),
     [
@@ -209,7 +184,7 @@ def test_a_cohort_without_the_hook_is_told_how_to_export(
     cfg = read_config(f'configs/{recipe}.py')
     logger = SimpleNamespace(info=told.append)
     run = SimpleNamespace(cfg=cfg, hooks=hooks, work_dir=str(tmp_path), logger=logger)
-    tool.tell_next_step(run)
+    tool.log_next_step(run)
     checkpoint, config = tmp_path / 'epoch_3.pth', tmp_path / Path(recipe).with_suffix('.py').name
     commands = [
         f'  python tools/model_converters/export_student.py {config} {checkpoint} '
@@ -217,12 +192,6 @@ def test_a_cohort_without_the_hook_is_told_how_to_export(
         for name in students
     ]
     assert '\n'.join(told).splitlines()[1:] == commands
-
-
-def test_without_a_checkpoint_there_is_nothing_to_export(monkeypatch, tmp_path):
-    tool, _ = parsed(monkeypatch)
-    cfg = read_config('configs/ffsd/ffsd_resnet20_1xb64_digits.py')
-    tool.tell_next_step(SimpleNamespace(cfg=cfg, hooks=[], work_dir=str(tmp_path)))
 
 
 def test_flags_of_mmpretrain_do_what_they_say(monkeypatch):
@@ -259,42 +228,26 @@ def test_memory_is_pinned_where_there_is_a_gpu_unless_refused(monkeypatch):
     assert not merged(monkeypatch).train_dataloader.pin_memory
 
 
-def test_export_tool_writes_what_the_hook_wrote(work_dir, tmp_path):
-    dumped = next(work_dir.glob('*.py'))
-    checkpoint = work_dir / 'epoch_1.pth'
-    if not checkpoint.exists():  # the resumed run keeps the newest one only
-        checkpoint = work_dir / 'epoch_2.pth'
-    output = run_tool(
-        'model_converters/export_student.py', dumped, checkpoint, '--out', tmp_path
-    ).stdout
-    assert re.search(r'differ by at most 0\.0e\+00', output)
-    state = torch.load(tmp_path / 'model.pth', weights_only=True)['state_dict']
-    expected = torch.load(checkpoint, weights_only=False)['state_dict']
-    assert all(torch.equal(state[name], weight) for name, weight in expected.items())
-    assert 'BAKE' not in (tmp_path / 'config.py').read_text()
-
-
-def test_user_errors_end_in_one_sentence_and_leave_the_work_dir_alone(work_dir):
-    before = {path: path.read_bytes() for path in work_dir.rglob('*') if path.is_file()}
-    done = forked.run_tool(
-        'train.py',
-        CONFIG,
+def test_the_check_of_the_start_can_be_skipped(tmp_path, monkeypatch):
+    """What it refuses then meets the run itself."""
+    wrong = [
         '--work-dir',
-        work_dir,
+        str(tmp_path / 'run'),
         '--cfg-options',
         'train_dataloader.batch_size=63',
-        check=False,
-    )
-    assert done.returncode == 1
-    assert (
-        done.stdout.strip()
-        .splitlines()[-1]
-        .startswith(
-            'error: train_dataloader.batch_size must be a multiple of sampler.num_instances'
-        )
-    )
-    assert 'Traceback' not in done.stdout
-    assert before == {p: p.read_bytes() for p in work_dir.rglob('*') if p.is_file()}
+    ]
+    tool, args = parsed(monkeypatch, *wrong)
+    with pytest.raises(SystemExit) as refused:
+        tool.train(args)
+    assert refused.value.code.startswith('error: train_dataloader.batch_size must be a multiple')
+    assert not (tmp_path / 'run').exists()
+    started = []
+    tool, args = parsed(monkeypatch, '--no-check', *wrong)
+    monkeypatch.setattr(tool, 'Runner', SimpleNamespace(from_cfg=started.append))
+    with pytest.raises(AttributeError):  # of what stands for a runner
+        tool.train(args)
+    (cfg,) = started
+    assert cfg.train_dataloader.batch_size == 63
 
 
 @pytest.mark.parametrize('script', sorted((REPO / 'tools').glob('*.sh')), ids=lambda p: p.stem)

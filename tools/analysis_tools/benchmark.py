@@ -2,8 +2,7 @@
 
 The recipe and its counterpart (of a cohort: each student's own plain training, added up) run in
 one process, in turns, on equal random images; no data set is needed. Options hold for both, but
-not for what `--against` names. `--save docs/benchmarks`
-writes the tables of docs/benchmarks.md.
+not for what `--against` names. `--save docs/benchmarks` writes the tables of docs/benchmarks.md.
 """
 
 import argparse
@@ -15,12 +14,12 @@ from pathlib import Path
 from mmengine.registry import init_default_scope
 
 from kd_mm.analysis import step_costs
-from kd_mm.analysis.benchmark import compare_steps, to_markdown, undistilled
+from kd_mm.analysis.benchmark import compare_steps, undistilled
 from kd_mm.config import OptionsAction, explained, read_config
 from kd_mm.export import student_names
 from kd_mm.run import launch
+from kd_mm.run.check_types import check_types
 from kd_mm.run.errors import plain_errors
-from kd_mm.run.preflight import check_types
 
 
 def parse_args():
@@ -50,12 +49,12 @@ def parse_args():
     parser.add_argument(
         '--save',
         metavar='FOLDER',
-        help='keep the figures here, and fill the tables of the page FOLDER.md with them',
+        help='keep the numbers here, and fill the tables of the page FOLDER.md with them',
     )
     args = parser.parse_args()
     launch.check_step_arguments(parser, args, 'markdown')
     if args.save and not Path(f'{args.save}.md').is_file():
-        parser.error(f'--save must be a folder beside its page, but there is no {args.save}.md')
+        parser.error(f'--save must be a folder next to its page, but {args.save}.md is missing')
     return args
 
 
@@ -64,49 +63,41 @@ def measure(args):
     init_default_scope(config.get('default_scope') or 'mmpretrain')
     check_types(config.to_dict())
     if args.against:
-        names, against = None, [read_config(path) for path in args.against]
+        against = [read_config(path) for path in args.against]
     else:
-        names = student_names(config) or None
-        against = [undistilled(config, name) for name in names or [None]]
+        against = [undistilled(config, name) for name in student_names(config) or [None]]
     for cfg in against:
         check_types(cfg.to_dict())
+    for cfg in (config, *against) if args.amp else ():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    settings = launch.step_settings(args)
+    run = {name: settings.pop(name) for name in ('steps', 'warmup')}
     with explained('the steps cannot be timed', 'look at the config and at the sizes given'):
         return compare_steps(
-            config,
-            against,
-            names,
-            **launch.step_settings(args),
-            device=args.device,
-            clock=args.clock,
-            amp=args.amp,
+            config, against, settings, device=args.device, clock=args.clock, **run
         )
 
 
 def main():
     args = parse_args()
     launch.prepare_steps(args)
-    recipe = '/'.join(Path(args.config).with_suffix('').parts[-2:])
-    page = Path(f'{args.save}.md')
     with plain_errors():
-        if args.save:
-            switched = bool(args.cfg_options and args.against)
-            step_costs.check_place(page.read_text(), recipe, switched)
-        report = measure(args)
-        if args.cfg_options:
-            options = ', '.join(f'{key}={value}' for key, value in args.cfg_options.items())
-            report['config']['name'] += f' with {options}'
-        report['command'] = shlex.join(['python', *sys.argv])
-        report |= {'recipe': recipe, 'options': args.cfg_options, 'undistilled': not args.against}
-        table = to_markdown(report)
-        print(table)
+        report = {
+            **measure(args),
+            'recipe': '/'.join(Path(args.config).with_suffix('').parts[-2:]),
+            'options': args.cfg_options | ({'amp': True} if args.amp else {}),
+            'undistilled': not args.against,
+            'command': shlex.join(['python', *sys.argv]),
+        }
+        text = step_costs.section([report])
+        print(text)
         if args.json:
-            with open(args.json, 'w', encoding='utf-8') as file:
-                json.dump(report, file, indent=1)
+            Path(args.json).write_text(json.dumps(report, indent=1))
         if args.markdown:
-            with open(args.markdown, 'w', encoding='utf-8') as file:
-                file.write(table)
+            Path(args.markdown).write_text(text)
         if args.save:
             step_costs.save(report, Path(args.save))
+            page = Path(f'{args.save}.md')
             page.write_text(step_costs.fill(page.read_text(), step_costs.read(Path(args.save))))
 
 

@@ -10,14 +10,10 @@ from kd_mm.config import read_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = arguments(__doc__, 'affinity.png')
-    parser.add_argument(
-        '-n', '--number', type=int, default=16, help='images to show, the first of the batch (16)'
-    )
+    parser = arguments(__doc__, 'affinity.png', number=16)
     parser.add_argument(
         '--index', type=int, default=0, help='the image whose soft target is shown (0)'
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the batch (0)')
     return parser.parse_args()
 
 

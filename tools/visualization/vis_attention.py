@@ -4,19 +4,12 @@ import argparse
 
 import kd_mm  # noqa: F401, makes `kd_mm::` configs known
 from kd_mm.analysis.pictures.figures import attention_figure, save
-from kd_mm.analysis.pictures.inputs import (
-    add_image_arguments,
-    arguments,
-    load_model,
-    look_at,
-    user_errors,
-)
+from kd_mm.analysis.pictures.inputs import arguments, load_model, look_at, user_errors
 from kd_mm.config import read_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = arguments(__doc__, 'attention.png')
-    add_image_arguments(parser)
+    parser = arguments(__doc__, 'attention.png', number=6, images=True)
     parser.add_argument(
         '--target-layers',
         nargs='+',

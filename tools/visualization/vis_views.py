@@ -9,12 +9,7 @@ from kd_mm.config import read_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = arguments(__doc__, 'views.png', checkpoint=False)
-    parser.add_argument(
-        '-n', '--number', type=int, default=4, help='images, the first of a batch (4)'
-    )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the batch (0)')
-    return parser.parse_args()
+    return arguments(__doc__, 'views.png', number=4, checkpoint=False).parse_args()
 
 
 def main() -> None:

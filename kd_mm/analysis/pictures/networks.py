@@ -1,26 +1,26 @@
 """What networks say of images and where they look, recorded while a model predicts or learns."""
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.dataset import default_collate
 from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kd_mm.analysis.predictions import scores_by_network
 from kd_mm.analysis.run_log import SINGLE
+from kd_mm.checks import did_you_mean
 from kd_mm.functional.ffsd import attention_map
-from kd_mm.methods.base import Method, Relations, Step
+from kd_mm.methods.base import Method, Step
 from kd_mm.models.distiller import Distiller, named_networks, observed
 from kd_mm.models.heads import DistillingHead
-
-ENSEMBLE = 'ensemble'  # as the metric calls it
 
 
 class Look(NamedTuple):
@@ -63,30 +63,10 @@ class BatchKnowledge(NamedTuple):
     size: int
 
 
-class Views(NamedTuple):
-    """What the networks of a model see of N images in training.
-
-    Attributes:
-        originals: The images (H, W, 3) uint8, RGB, before the pipeline; empty where the data set
-            cannot tell.
-        views: (N, H, W, 3) uint8, RGB, by network, or one for all that share it.
-        labels: (N, K), one-hot, or mixed by batch augmentation.
-    """
-
-    originals: list[np.ndarray]
-    views: dict[str, np.ndarray]
-    labels: np.ndarray
-
-
 def networks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the classifiers of a model by name, in the order of pictures.
+    """Return the classifiers of a model by name, those outside of the ensemble last.
 
-    Args:
-        model: A Distiller, or a classifier, which has no name of its own.
-
-    Returns:
-        Students in alphabetical order, those that are no part of the ensemble last. One network
-        alone has the name ``'network'``.
+    One network alone has the name ``'network'``.
     """
     networks = named_networks(model)
     if '' in networks:
@@ -96,16 +76,13 @@ def networks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def as_map(output: Any, size: Sequence[int], extra_tokens: int = 0) -> Tensor | None:
-    """Return the output of a layer as a map, if it is one.
+    """Return the output of a layer as a map (N, C, H, W); None if it has no places, or one alone.
 
     Args:
-        output: What a layer gave: a map (N, C, H, W), tokens (N, L, C), tokens with their height
-            and width, or several outputs, of which the last counts.
+        output: A map (N, C, H, W), tokens (N, L, C), tokens with their height and width, or
+            several outputs, of which the last counts.
         size: Height and width of the image: the tokens of a map have the same aspect.
         extra_tokens: Tokens before those of the image, such as the class token.
-
-    Returns:
-        (N, C, H, W), or None: what has no places, or one alone, is no map.
 
     Examples:
         >>> import torch
@@ -114,277 +91,182 @@ def as_map(output: Any, size: Sequence[int], extra_tokens: int = 0) -> Tensor | 
         >>> as_map(torch.zeros(2, 5, 1, 1), size=(32, 64)) is None
         True
     """
-    height_width = None
+    shape = None
     if isinstance(output, (tuple, list)) and output:
         last = output[-1]
-        if isinstance(last, (tuple, list)) and len(last) == 2:
-            output, height_width = output[0], tuple(map(int, last))
-        else:
-            output = last
-    if not isinstance(output, Tensor):
-        return None
-    if output.ndim == 3:
-        tokens = output if height_width else output[:, extra_tokens:]
-        count = tokens.shape[1]
-        if height_width is None:
-            height = max(round((count * size[0] / size[1]) ** 0.5), 1)
-            height_width = height, count // height
-        if height_width[0] * height_width[1] != count:
+        sized = isinstance(last, (tuple, list)) and len(last) == 2
+        output, shape = (output[0], tuple(map(int, last))) if sized else (last, None)
+    if isinstance(output, Tensor) and output.ndim == 3:
+        tokens = output if shape else output[:, extra_tokens:]
+        if shape is None:
+            height = max(round((tokens.shape[1] * size[0] / size[1]) ** 0.5), 1)
+            shape = height, tokens.shape[1] // height
+        if shape[0] * shape[1] != tokens.shape[1]:
             return None
-        output = tokens.transpose(1, 2).unflatten(2, height_width)
-    return output if output.ndim == 4 and output.shape[2] * output.shape[3] > 1 else None
+        output = tokens.transpose(1, 2).unflatten(2, shape)
+    found = isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1
+    return output if found else None
 
 
-class Watch:
-    """Record what a model predicts: inputs, predictions and maps, without a pass of its own.
+@torch.no_grad()
+def look(model: nn.Module, item: dict, layers: Sequence[str] = ()) -> Look:
+    """Show an image to a model in evaluation mode.
 
-    By default the map of a network is the last one that any of its layers gives: of most, the
-    output of the backbone. What comes out of a layer normalisation is passed over, since it makes
-    the mean square of the channels, which is the attention, nearly the same at each place: a
-    Swin Transformer is recorded before its last normalisation. Maps that methods make
-    (``Method.extra_maps``, such as a fused one) are recorded as well.
+    By default the attention of a network is that of the last map that any of its layers gives: of
+    most, the output of the backbone. What comes out of a layer normalisation is passed over, since
+    it makes the attention nearly the same at each place. Maps of methods (``Method.extra_maps``)
+    are shown as well.
 
     Args:
         model: A Distiller, or a classifier.
-        layers: Layers of each network to record in place of that, by their names in it, such as
+        item: Of a data set, as its pipeline gives it.
+        layers: Layers of each network to show in place of that, by their names in it, such as
             ``backbone.layer3``.
 
     Raises:
-        ValueError: If a network has no such layer.
+        ValueError: If a network has no such layer, or gives no map.
     """
+    data = model.data_preprocessor(default_collate([item]), False)
+    networks = networks_of(model)
+    maps: dict[tuple[str, str], Tensor] = {}
+    last_leaf = None
 
-    def __init__(self, model: nn.Module, layers: Sequence[str] = ()) -> None:
-        self._handles: list[RemovableHandle] = []
-        self._maps: dict[tuple[str, str], Tensor] = {}
-        self._last_leaf: nn.Module | None = None
-        self._model, self._layers = model, layers
-        networks = networks_of(model)
-        for name, network in networks.items():
-            known = dict(network.named_modules())
-            for layer in layers:
-                _check_layer(layer, known, name)
-        self._handles.append(
-            model.register_forward_pre_hook(self._record_inputs, with_kwargs=True)
-        )
-        self._handles.append(model.register_forward_hook(self._record_samples))
-        for name, network in networks.items():
-            extra = getattr(getattr(network, 'backbone', None), 'num_extra_tokens', 0)
-            for layer, module in network.named_modules():
-                # A student is never called as a whole; what normalises comes before.
-                if layer and not layer.startswith('data_preprocessor'):
-                    hook = self._recorder_of(name, layer, extra)
-                    self._handles.append(module.register_forward_hook(hook))
-        if isinstance(model, Distiller):
-            model.observers.append(self._record_extra_maps)
-
-    def _record_inputs(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
-        self._maps.clear()
-
-    def _record_samples(self, model: nn.Module, args: tuple, output: list[DataSample]) -> None:
-        self._samples = output
-
-    def _recorder_of(self, name: str, layer: str, extra_tokens: int):
-        """Return the hook of a layer."""
-
-        def record(module: nn.Module, args: tuple, output: Any) -> None:
-            if next(module.children(), None) is None:
-                self._last_leaf = module
-            if self._layers and layer not in self._layers:
-                return
-            if not self._layers and isinstance(self._last_leaf, nn.LayerNorm):
-                return
-            found = as_map(output, self._inputs.shape[-2:], extra_tokens)
-            if self._layers and found is None:
-                raise ValueError(
-                    f'a target layer must give a map (N, C, H, W) or tokens (N, L, C) of one, but '
-                    f'{layer} of {name} does not; name another layer, such as a stage of the '
-                    'backbone'
-                )
-            if not self._layers and found is not None:
-                for key in [key for key in self._maps if key[0] == name]:
-                    del self._maps[key]
-            if found is not None:
-                self._maps[name, layer] = found.detach()
-
-        return record
-
-    def _record_extra_maps(self, step: Step, losses: dict[str, Tensor]) -> None:
-        for method in self._model.methods.values():
-            for name, found in method.extra_maps(step).items():
-                self._maps[name, name] = found.detach()
-
-    def close(self) -> None:
-        """Record no more."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        if isinstance(self._model, Distiller):
-            self._model.observers.remove(self._record_extra_maps)
-
-    def looks(self, places: Sequence[int] | None = None) -> list[Look]:
-        """Return what was recorded of images of the last batch.
-
-        Args:
-            places: Their places in it. None means all.
-
-        Returns:
-            One look per image.
-
-        Raises:
-            ValueError: If a network gave no map.
-        """
-        networks = networks_of(self._model)
-        for name in networks:
-            if not any(key[0] == name for key in self._maps):
-                raise ValueError(
-                    f'a network must give a map of more than one place, but no layer of {name} '
-                    'does; use larger images'
-                )
-        places = range(len(self._samples)) if places is None else places
-        outside = getattr(self._model, 'outside_ensemble', ())
-        order = [*(name for name in networks if name not in outside), ENSEMBLE, *outside]
-
-        def place_of(name: str) -> int:  # classifiers that are no students come last
-            return order.index(name) if name in order else len(order)
-
-        # Maps of a network stay in the order in which its layers ran.
-        keys = sorted(self._maps, key=lambda key: place_of(key[0]))
-        maps = {key: self._maps[key][list(places)] for key in keys}
-        attention = {key: attention_map(m).squeeze(1).cpu().numpy() for key, m in maps.items()}
-        found = scores_by_network(self._samples, single=SINGLE in networks)
-        scores = {n: found[n].float().cpu().numpy() for n in sorted(found, key=place_of)}
-        looks = []
-        for row, place in enumerate(places):
-            sample = self._samples[place]
-            image = to_image(self._inputs[place], self._model.data_preprocessor, sample)
-            looks.append(
-                Look(
-                    image,
-                    _name_of(sample),
-                    int(sample.gt_label) if 'gt_label' in sample else None,
-                    {name: score[place] for name, score in scores.items()},
-                    {key: values[row] for key, values in attention.items()},
-                )
+    def record(key, extra_tokens, module, args, output):
+        nonlocal last_leaf
+        name, layer = key
+        if next(module.children(), None) is None:
+            last_leaf = module
+        if layer not in layers if layers else isinstance(last_leaf, nn.LayerNorm):
+            return
+        found = as_map(output, data['inputs'].shape[-2:], extra_tokens)
+        if found is None and layers:
+            raise ValueError(
+                f'a target layer must give a map (N, C, H, W) or tokens (N, L, C) of one, but '
+                f'{layer} of {name} does not; name another layer, such as a stage of the backbone'
             )
-        return looks
+        if found is not None:
+            for other in [k for k in maps if k[0] == name and not layers]:
+                del maps[other]
+            maps[key] = found
+
+    def record_extra_maps(step, losses):
+        for method in model.methods.values():
+            maps.update({(name, name): found for name, found in method.extra_maps(step).items()})
+
+    with ExitStack() as stack:
+        if isinstance(model, Distiller):
+            model.observers.append(record_extra_maps)
+            stack.callback(model.observers.remove, record_extra_maps)
+        for name, network in networks.items():
+            known = {k: m for k, m in network.named_modules() if k}
+            stages = [k for k in known if k.startswith('backbone.') and k.count('.') == 1]
+            for layer in set(layers) - set(known):
+                raise ValueError(
+                    f'target layers must be in each network, but {name} has no {layer}; '
+                    f'{did_you_mean(layer, stages)}'
+                )
+            extra = getattr(getattr(network, 'backbone', None), 'num_extra_tokens', 0)
+            for layer, module in known.items():
+                hook = module.register_forward_hook(partial(record, (name, layer), extra))
+                stack.callback(hook.remove)
+        (sample,) = model(**data, mode='predict')
+    for name in networks.keys() - {name for name, _ in maps}:
+        raise ValueError(
+            f'a network must give a map of more than one place, but no layer of {name} does; use '
+            'larger images'
+        )
+    # Maps of a network stay in the order in which its layers ran.
+    scores = scores_by_network([sample], single=SINGLE in networks)
+    order = [*networks, *scores]
+    number = f'image {sample.sample_idx}' if 'sample_idx' in sample else ''
+    return Look(
+        to_image(data['inputs'][0], model.data_preprocessor, sample),
+        Path(sample.img_path).stem if sample.get('img_path') else number,
+        int(sample.gt_label) if 'gt_label' in sample else None,
+        {name: scores[name][0].float().cpu().numpy() for name in sorted(scores, key=order.index)},
+        {
+            key: attention_map(maps[key])[0, 0].cpu().numpy()
+            for key in sorted(maps, key=lambda key: order.index(key[0]))
+        },
+    )
 
 
 class BatchWatch:
-    """Record one step of training, and what its images take from each other, without a pass.
-
-    Args:
-        model: One with relations to show; see :func:`shows_relations`.
-    """
+    """Record a training step of a model, and what its images take from each other."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._observed = model, observed(model)
-        self._relations: dict[str, Relations] = {}
-        self._handle = model.register_forward_pre_hook(self._record_batch, with_kwargs=True)
-        self._observed.observers.append(self._record_step)
+        self._handle = model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        self._observed.observers.append(self._record)
 
-    def _record_batch(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _begin(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         self._inputs, self._samples = kwargs['inputs'], kwargs['data_samples']
 
     @torch.no_grad()
-    def _record_step(self, step: Step, losses: dict[str, Tensor]) -> None:
-        self._labels = step.labels
-        self._relations = self._observed.relations(step)
+    def _record(self, step: Step, losses: dict[str, Tensor]) -> None:
+        self._labels, self._relations = step.labels, self._observed.relations(step)
 
-    def close(self) -> None:
-        """Record no more."""
-        self._handle.remove()
-        self._observed.observers.remove(self._record_step)
-
-    def knowledge(self, count: int | None = None) -> Iterator[tuple[str, BatchKnowledge]]:
-        """Return what the images took from each other, of this process's images alone.
+    def close(self, count: int) -> dict[str, BatchKnowledge]:
+        """Record no more. Return what this process's images took from each other, by network.
 
         Args:
-            count: Number of images to show, the first of the batch; None means all. Affinities
-                and targets are those of the whole batch.
-
-        Yields:
-            Names of networks and what their images took from each other.
+            count: Number of images to show, the first of the batch. Affinities and targets are
+                those of the whole batch.
         """
-        shown = slice(count)
-        for name, found in self._relations.items():
-            name = name or SINGLE
-            labels = distributions(self._labels, found.own.shape[1])
-            values = (labels, found.affinity[:, shown], found.own, found.target)
-            view = view_of(self._model, self._inputs, name)[shown]
-            images = to_images(view, self._model.data_preprocessor, self._samples)
+        self._handle.remove()
+        self._observed.observers.remove(self._record)
+        shown, found = slice(count), {}
+        for name, (affinity, own, target, temperature) in self._relations.items():
+            labels = distributions(self._labels, own.shape[1])
+            values = (labels, affinity[:, shown], own, target)
             arrays = [value[shown].detach().float().cpu().numpy() for value in values]
-            yield name, BatchKnowledge(images, *arrays, found.temperature, len(self._samples))
+            images = view_of(self._model, self._inputs, self._samples, name, count)
+            size = len(self._samples)
+            found[name or SINGLE] = BatchKnowledge(images, *arrays, temperature, size)
+        return found
 
 
 def shows_relations(model: nn.Module) -> bool:
-    """Tell whether a step of a model has relations between images to show.
-
-    Args:
-        model: A Distiller, or a classifier.
-    """
-    networks = named_networks(model).values()
+    """Return whether a training step of a model has relations between images to show."""
+    heads = [getattr(network, 'head', None) for network in named_networks(model).values()]
     methods = model.methods.values() if isinstance(model, Distiller) else ()
-    return any(
-        isinstance(getattr(network, 'head', None), DistillingHead) for network in networks
-    ) or any(type(method).relations is not Method.relations for method in methods)
+    return any(isinstance(head, DistillingHead) for head in heads) or any(
+        type(method).relations is not Method.relations for method in methods
+    )
 
 
-def view_of(model: nn.Module, inputs: Tensor | Sequence[Tensor], name: str) -> Tensor:
-    """Return what a network of a model sees.
+def view_of(
+    model: nn.Module, inputs: Tensor | list[Tensor], samples: list, name: str, count: int
+) -> np.ndarray:
+    """Return what a network sees, (n, H, W, 3) uint8, RGB: of several views of it, the first.
 
     Args:
         model: A Distiller, or a classifier.
-        inputs: Images (N, C, H, W), or a list of views.
+        inputs: Normalised images (N, C, H, W), or a list of views.
+        samples: Of the images.
         name: The network.
-
-    Returns:
-        Images (N, C, H, W): of several views of each network, the first.
+        count: n, images from the first.
     """
-    if isinstance(inputs, Tensor):
-        return inputs
-    by_student = model.views == 'per_student' and name in model.names
-    return inputs[model.names.index(name) if by_student else 0]
+    if not isinstance(inputs, Tensor):
+        by_student = model.views == 'per_student' and name in model.names
+        inputs = inputs[model.names.index(name) if by_student else 0]
+    pairs = zip(inputs[:count], samples, strict=False)
+    return np.stack([to_image(image, model.data_preprocessor, sample) for image, sample in pairs])
 
 
 def distributions(labels: Tensor, num_classes: int) -> Tensor:
-    """Return labels as distributions (N, K).
-
-    Args:
-        labels: (N,) classes, or (N, K) mixed ones.
-        num_classes: K, for the former.
-    """
+    """Return labels, (N,) classes or (N, K) mixed ones, as distributions (N, K)."""
     return (F.one_hot(labels, num_classes) if labels.ndim == 1 else labels).float()
 
 
-def to_images(
-    inputs: Tensor, preprocessor: ClsDataPreprocessor, samples: Sequence[DataSample]
-) -> np.ndarray:
-    """Turn what a network sees back into images.
-
-    Args:
-        inputs: Normalised images (N, C, H, W).
-        preprocessor: What normalised them.
-        samples: Of these images and others behind them; see :func:`to_image`.
-
-    Returns:
-        (N, H, W, 3) uint8, RGB.
-    """
-    pairs = zip(inputs, samples, strict=False)
-    return np.stack([to_image(image, preprocessor, sample) for image, sample in pairs])
-
-
 def to_image(inputs: Tensor, preprocessor: ClsDataPreprocessor, sample: DataSample) -> np.ndarray:
-    """Turn what a network sees back into an image.
+    """Turn what a network sees back into an image, (H, W, 3) uint8, RGB.
 
     Args:
         inputs: A normalised image (C, H, W).
         preprocessor: What normalised it.
         sample: Of the image. One that was read from a file is in BGR unless the preprocessor has
             turned it; data sets that come in arrays (CIFAR, Digits) are in RGB.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
     """
     image = inputs.detach().float()
     if preprocessor._enable_normalize:
@@ -393,21 +275,3 @@ def to_image(inputs: Tensor, preprocessor: ClsDataPreprocessor, sample: DataSamp
     if len(image) == 3 and 'img_path' in sample and not preprocessor.to_rgb:
         image = image.flip(0)
     return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def _name_of(sample: DataSample) -> str:
-    if sample.get('img_path'):
-        return Path(sample.img_path).stem
-    return f'image {sample.sample_idx}' if 'sample_idx' in sample else ''
-
-
-def _check_layer(layer: str, known: Mapping[str, nn.Module], network: str) -> None:
-    """Raise ValueError for a layer that is not there."""
-    if layer and layer in known:
-        return
-    near = difflib.get_close_matches(layer, known, n=1)
-    stages = [name for name in known if name.startswith('backbone.') and name.count('.') < 2]
-    hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(stages)}'
-    raise ValueError(
-        f'target layers must be in each network, but {network} has no {layer}; {hint}'
-    )

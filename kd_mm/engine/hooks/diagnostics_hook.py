@@ -1,6 +1,6 @@
-"""What goes on between the networks of a run, in its log."""
+"""Numbers about the networks of a run, in its log."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +14,7 @@ from kd_mm.checkpoint import bare_model
 from kd_mm.checks import check_int
 from kd_mm.functional.kl import at_least_float32
 from kd_mm.methods import diagnostics
-from kd_mm.methods.base import Seen, Step
+from kd_mm.methods.base import Step
 from kd_mm.models.distiller import Distiller, Observed, observed
 from kd_mm.registry import HOOKS
 
@@ -34,9 +34,9 @@ class DiagnosticsHook(Hook):
     - ``gradient_ratio/<name>`` and ``gradient_cosine/<name>``: length of the gradient of the
       distillation terms over that of the classification loss, and the cosine between them;
     - the numbers of the methods themselves: BAKE's ``affinity_entropy/<name>`` and
-      ``own_class_mass/<name>``, how evenly images listen to each other, 1 for all alike, and how
-      much of that is to their own class; KDCL's ``general_weight/<name>``, the students' weights
-      in the general target.
+      ``own_class_mass/<name>``, how evenly images weigh each other, 1 for all alike, and the
+      weight of their own class; KDCL's ``general_weight/<name>``, the students' weights in the
+      general target.
 
     Where one network trains alone there is no ``<name>``. Diversity and ensemble leave out the
     students that the cohort's ensemble leaves out (FFSD's leader). See
@@ -47,10 +47,9 @@ class DiagnosticsHook(Hook):
     maps (FFSD's attention, fusion and self-distillation) do not reach the logits and count as
     nothing.
 
-    Training is not changed: no network runs a second time, and weights are the same to the last
-    bit. Other iterations cost nothing. The numbers are those of the main process's images and
-    stand under ``diagnostics/`` in the line of the log that comes next, in the terminal and in
-    every backend of the visualizer (local, TensorBoard, WandB); checkpoints carry them.
+    Training does not change, to the last bit, and no network runs a second time. Numbers are those
+    of the main process's images. They stand under ``diagnostics/`` in the next line of the log, in
+    the terminal and in every backend of the visualizer; checkpoints hold them.
 
     Args:
         interval (int): Iterations from one measurement to the next, at least 1. A multiple of the
@@ -69,14 +68,11 @@ class DiagnosticsHook(Hook):
     def __init__(self, interval: int = 100) -> None:
         check_int('interval', interval)
         self.interval = interval
-        self._watched: Observed | None = None
+        self._observed: Observed | None = None
+        self._values: dict[str, Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Check that there is something to look at.
-
-        Raises:
-            ValueError: See the class.
-        """
+        """Check that there is something to observe."""
         model = bare_model(runner.model)
         if observed(model) is None:
             head = getattr(model, 'head', None)
@@ -86,21 +82,14 @@ class DiagnosticsHook(Hook):
                 'the hook'
             )
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any | None = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Observe every ``interval``-th step."""
-        if not (self.every_n_train_iters(runner, self.interval) and is_main_process()):
-            return
-        self._watched = observed(bare_model(runner.model))
-        self._values: dict[str, Tensor] = {}
-        self._watched.observers.append(self._observe)
+        if self.every_n_train_iters(runner, self.interval) and is_main_process():
+            self._observed = observed(bare_model(runner.model))
+            self._observed.observers.append(self._observe)
 
     def _observe(self, step: Step, losses: dict[str, Tensor]) -> None:
         """Measure while the graph of the step stands."""
-        outside = ()
-        if isinstance(self._watched, Distiller):
-            outside = self._watched.outside_ensemble
         alone = len(step.students) == 1
         for name, logits in step.logits().items():
             prefix = '' if alone and f'{name}/loss' not in losses else f'{name}/'
@@ -109,63 +98,46 @@ class DiagnosticsHook(Hook):
                 for key, value in losses.items()
                 if 'loss' in key and key.startswith(prefix)
             }
-            classification = own.pop('loss')
+            classification = _gradient([own.pop('loss')], logits)
             compared = diagnostics.compare_gradients(
-                _gradient(own.values(), logits), _gradient([classification], logits)
+                _gradient(own.values(), logits), classification
             )
-            self._note('gradient_ratio', prefix, compared.ratio)
-            self._note('gradient_cosine', prefix, compared.cosine)
+            for kind, value in zip(('gradient_ratio', 'gradient_cosine'), compared, strict=True):
+                self._values[f'{kind}/{prefix}'] = value
         with torch.no_grad():
-            for key, value in self._watched.monitors(_detached(step)).items():
-                self._note(key, '', value)
-            self._compare_students(step, outside)
+            self._values |= self._observed.monitors(step)
+            self._compare_students(step)
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any | None = None,
-        outputs: dict | None = None,
-    ) -> None:
-        """Write what was measured into MMEngine's message hub, which the logger reads."""
-        if self._watched is None:
-            return
-        self._watched.observers.remove(self._observe)
-        self._watched = None
-        numbers = torch.stack([value.float() for value in self._values.values()]).tolist()
-        for key, number in zip(self._values, numbers, strict=True):
-            runner.message_hub.update_scalar(key, number)
-        del self._values
-
-    def _compare_students(self, step: Step, outside: tuple[str, ...]) -> None:
-        """Note how several students differ."""
-        logits = {name: z.detach() for name, z in step.logits().items()}
-        for first, second in combinations(logits, 2):
-            value = diagnostics.agreement(logits[first], logits[second])
-            self._note('agreement', f'{first}-{second}', value)
-        together = [z for n, z in logits.items() if n not in outside]
+    def _compare_students(self, step: Step) -> None:
+        """Measure how several students differ."""
+        logits = step.logits()
+        for (a, first), (b, second) in combinations(logits.items(), 2):
+            self._values[f'agreement/{a}-{b}'] = diagnostics.agreement(first, second)
+        outside = ()
+        if isinstance(self._observed, Distiller):
+            outside = self._observed.outside_ensemble
+        together = [z for name, z in logits.items() if name not in outside]
         if len(together) > 1:
             probs = at_least_float32(torch.stack(together)).softmax(dim=-1)
             classes = step.labels if step.labels.ndim == 1 else step.labels.argmax(dim=1)
-            gap = diagnostics.ensemble_gap(probs, classes)
-            self._note('diversity', '', diagnostics.diversity(probs))
-            self._note('ensemble_gap', 'mean', gap.mean)
-            self._note('ensemble_gap', 'best', gap.best)
+            above_mean, above_best = diagnostics.ensemble_gap(probs, classes)
+            self._values['diversity'] = diagnostics.diversity(probs)
+            self._values['ensemble_gap/mean'] = above_mean
+            self._values['ensemble_gap/best'] = above_best
 
-    def _note(self, kind: str, name: str, value: Tensor) -> None:
-        self._values[PREFIX + f'{kind}/{name}'.rstrip('/')] = value
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Write what was measured into MMEngine's message hub, which the logger reads."""
+        if self._observed is None:
+            return
+        self._observed.observers.remove(self._observe)
+        self._observed = None
+        numbers = torch.stack([value.float() for value in self._values.values()]).tolist()
+        for key, number in zip(self._values, numbers, strict=True):
+            runner.message_hub.update_scalar(PREFIX + key.rstrip('/'), number)
+        self._values = {}
 
 
-def _detached(step: Step) -> Step:
-    """Return a step whose logits and embeddings carry no gradient."""
-    students = {
-        name: [Seen(s.logits.detach(), s.embedding.detach(), s.maps) for s in views]
-        for name, views in step.students.items()
-    }
-    return step._replace(students=students)
-
-
-def _gradient(terms: Sequence[Tensor], logits: Tensor) -> Tensor:
+def _gradient(terms: Iterable[Tensor], logits: Tensor) -> Tensor:
     """Return the gradient of a sum of loss terms, times the number of images.
 
     The factor keeps the small numbers of half precision from vanishing; ratios and cosines do not

@@ -23,62 +23,16 @@ from kd_mm.models.networks import evaluating
 from kd_mm.models.teachers import Teachers
 from kd_mm.registry import HOOKS
 
-PROGRESS_INTERVAL = 20  # iterations between two lines
-# What says how training draws its images, and nothing about those that are held out.
-DRAWING = ('sampler', 'batch_sampler', 'num_batch_per_epoch')
-
-
-def held_out_dataloader(train_dataloader: Any, pipeline: Sequence[Mapping]) -> dict:
-    """Return the config of a loader of the images that training leaves out.
-
-    Args:
-        train_dataloader: Config of the training's loader, whose data set is a ``kd_mm.HoldOut``,
-            or one inside of a ``kd_mm.InMemory``. Left as it is.
-        pipeline: Transforms of the held-out images.
-
-    Returns:
-        dict: ``train_dataloader`` with the other part of its data set, without what draws images.
-
-    Raises:
-        ValueError: If the data set is no config of a ``kd_mm.HoldOut`` with the part ``'train'``.
-
-    Examples:
-        >>> whole = {'type': 'CIFAR100', 'data_root': 'data', 'pipeline': ['crop', 'pack']}
-        >>> split = {'type': 'kd_mm.HoldOut', 'num_per_class': 50, 'dataset': whole}
-        >>> held_out_dataloader({'batch_size': 128, 'dataset': split}, ['pack'])['dataset']
-        {'type': 'kd_mm.HoldOut', 'num_per_class': 50, 'dataset': {'type': 'CIFAR100', \
-'data_root': 'data', 'pipeline': ['pack']}, 'part': 'held_out'}
-    """
-    given = train_dataloader.get('dataset') if isinstance(train_dataloader, Mapping) else None
-    split = given if isinstance(given, Mapping) else {}
-    if split.get('type') == 'kd_mm.InMemory':
-        held_out = held_out_dataloader({**train_dataloader, 'dataset': split['dataset']}, pipeline)
-        return {**held_out, 'dataset': {**split, 'dataset': held_out['dataset']}}
-    whole = split.get('dataset')
-    fits = split.get('type') == 'kd_mm.HoldOut' and split.get('part', 'train') == 'train'
-    if not fits or not isinstance(whole, Mapping):
-        found = {key: split[key] for key in ('type', 'part') if key in split}
-        raise ValueError(
-            'the method needs images that training leaves out, so the data set of '
-            "train_dataloader must be dict(type='kd_mm.HoldOut', part='train', "
-            f'num_per_class=..., dataset=dict(...)), but got {found or type(given).__name__}; '
-            'wrap the data set, or give kd_mm.DistillerHook a held_out_dataloader'
-        )
-    kept = {key: value for key, value in train_dataloader.items() if key not in DRAWING}
-    whole = {**whole, 'pipeline': pipeline}
-    return {**kept, 'dataset': {**split, 'dataset': whole, 'part': PARTS[1]}}
-
 
 @HOOKS.register_module()
 class DistillerHook(Hook):
     """Tell a :class:`~kd_mm.models.distiller.Distiller` where training stands.
 
-    One hook for all methods. It sets the model's clock before each iteration, gives each training
-    image its number and each ``SampleMemory`` its size where a method needs them, and calls
-    ``Method.after_epoch``, with the held-out images, after each training epoch: behind hooks that
-    make BN statistics precise, before a checkpoint is written and before validation. Weights of
-    teachers that are copies of students are part of the checkpoint; its meta holds the hash of
-    each other teacher's file.
+    It sets the model's clock before each iteration, gives each training image its number and each
+    ``SampleMemory`` its size where a method needs them, and calls ``Method.after_epoch``, with the
+    held-out images, after each training epoch: after hooks that make BN statistics precise, before
+    a checkpoint is written and before validation. Checkpoints hold the weights of teachers that
+    are copies of students, and the hashes of the other teachers' files.
 
     For every model, it keeps the C library from returning freed memory to the system at each step.
 
@@ -120,13 +74,10 @@ class DistillerHook(Hook):
         self._num_images = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Prepare the C library's memory, and number the images.
-
-        Before hooks that copy the model, such as ``EMAHook``, and before a checkpoint is loaded.
-        """
+        """Number the images, before hooks copy the model and before a checkpoint is loaded."""
         hold_freed_memory()
-        model = bare_model(runner.model)
-        if not isinstance(model, Distiller) or not isinstance(runner._train_loop, BaseLoop):
+        model = _distiller(runner)
+        if model is None or not isinstance(runner._train_loop, BaseLoop):
             return  # a test
         loader = runner.train_loop.dataloader
         self._num_images = 0
@@ -140,13 +91,17 @@ class DistillerHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Give copied teachers their weights, and build the loader of the held-out images."""
-        model = bare_model(runner.model)
-        if not isinstance(model, Distiller):
+        model = _distiller(runner)
+        if model is None:
             return
-        self._restore_teachers(model.teachers, runner.iter > 0)
+        checkpoint, self._loaded = self._loaded, {}
+        model.teachers.copy_students()
+        if checkpoint and runner.iter > 0:  # a run that resumes
+            model.teachers.load_copied_state(checkpoint['teachers'])
+            check_same_teachers(model.teachers, checkpoint['meta'].get('teachers') or {})
         if 'held_out' in model.needs:
             self._held_out = self._build_held_out(runner)
-        self._set_clock(runner)
+        self._set_clock(runner, model)
 
     def held_out_cfg(
         self, train_dataloader: Any, val_dataloader: Any, by_epoch: bool = True
@@ -154,7 +109,8 @@ class DistillerHook(Hook):
         """Return the config of the loader of the held-out images.
 
         Args:
-            train_dataloader: Config of the training's loader.
+            train_dataloader: Config of the training's loader, whose data set is a
+                ``kd_mm.HoldOut``, or one inside of a ``kd_mm.InMemory``. Left as it is.
             val_dataloader: Config of the validation's loader, or of the test's.
             by_epoch: Whether the run counts epochs.
 
@@ -169,9 +125,8 @@ class DistillerHook(Hook):
         if self.held_out_dataloader is not None:
             return dict(self.held_out_dataloader)
         pipeline = self.held_out_pipeline
-        if pipeline is None:
-            known = isinstance(val_dataloader, Mapping)
-            dataset = (known and val_dataloader.get('dataset')) or {}
+        if pipeline is None and isinstance(val_dataloader, Mapping):
+            dataset = val_dataloader.get('dataset') or {}
             while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), Mapping):
                 dataset = dataset['dataset']
             pipeline = dataset.get('pipeline')
@@ -180,7 +135,10 @@ class DistillerHook(Hook):
                 'the held-out images need a pipeline, but there is no val_dataloader to take one '
                 'from; give kd_mm.DistillerHook a held_out_pipeline'
             )
-        return held_out_dataloader(train_dataloader, pipeline)
+        loader = train_dataloader if isinstance(train_dataloader, Mapping) else {}
+        drawing = ('sampler', 'batch_sampler', 'num_batch_per_epoch')  # of the training's images
+        kept = {key: value for key, value in loader.items() if key not in drawing}
+        return {**kept, 'dataset': _left_out(loader.get('dataset'), pipeline)}
 
     def _build_held_out(self, runner: Runner) -> Any:
         """Build the loader of the held-out images, and check that it fits the training."""
@@ -188,32 +146,26 @@ class DistillerHook(Hook):
         evaluated = runner._val_dataloader or runner._test_dataloader
         cfg = self.held_out_cfg(runner._train_dataloader, evaluated, by_epoch)
         sampler = {'type': 'DefaultSampler', 'shuffle': False, **cfg.get('sampler', {})}
-        sampler['round_up'] = False
         loader = runner.build_dataloader(
-            {**cfg, 'sampler': sampler, 'drop_last': False},
+            {**cfg, 'sampler': {**sampler, 'round_up': False}, 'drop_last': False},
             seed=runner.seed,
             diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
         )
-        held_out, trained = loader.dataset, runner.train_loop.dataloader.dataset
-        trained = trained.inner if isinstance(trained, NumberedDataset) else trained
-        if len(held_out) == 0:
+        if len(loader.dataset) == 0:
             raise ValueError('the held-out data set must have images, but got 0')
-        held_out, trained = (
-            d.dataset if isinstance(d, InMemory) else d for d in (held_out, trained)
-        )
+        trained, held_out = map(_inner, (runner.train_loop.dataloader.dataset, loader.dataset))
         if isinstance(held_out, HoldOut) and isinstance(trained, HoldOut):
+            parts = trained.part, held_out.part
             counts = trained.num_per_class, held_out.num_per_class
-            if (trained.part, held_out.part) != PARTS or counts[0] != counts[1]:
+            if parts != PARTS or counts[0] != counts[1]:
                 raise ValueError(
-                    'the held-out images must be those that training leaves out, but got '
-                    f'train_dataloader.dataset with part={trained.part!r}, num_per_class='
-                    f"{counts[0]} and the hook's with part={held_out.part!r}, num_per_class="
-                    f"{counts[1]}; use part='train' and part='held_out' with one num_per_class"
+                    'the held-out images must be those that training leaves out, but training '
+                    f'and kd_mm.DistillerHook have part={parts} and num_per_class={counts}; use '
+                    "part='train' and part='held_out' with one num_per_class"
                 )
         return loader
 
-    def _set_clock(self, runner: Runner) -> None:
-        model = bare_model(runner.model)
+    def _set_clock(self, runner: Runner, model: Distiller) -> None:
         per_epoch = len(runner.train_loop.dataloader)
         max_epochs = runner.max_epochs
         if isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -222,52 +174,47 @@ class DistillerHook(Hook):
             runner.iter // per_epoch, max_epochs, runner.iter, runner.max_iters, self._num_images
         )
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any | None = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Set the clock."""
-        if isinstance(bare_model(runner.model), Distiller):
-            self._set_clock(runner)
+        if model := _distiller(runner):
+            self._set_clock(runner, model)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Let the methods act."""
-        model = bare_model(runner.model)
-        if not isinstance(model, Distiller):
+        model = _distiller(runner)
+        if model is None:
             return
         logged = {}
         end = EpochEnd(
             dict(model.students),
             model.teachers.networks,
             model.clock,
-            partial(self.held_out_logits, model, self._held_out, runner),
+            partial(self.held_out_logits, model, self._held_out),
             logged.__setitem__,
         )
         with torch.no_grad():
             for method in model.methods.values():
                 method.after_epoch(end)
-        for name, value in logged.items():
-            runner.message_hub.update_scalar(name, value)
         if logged:
+            runner.message_hub.update_scalars(logged)
             listed = '  '.join(f'{name}: {value:.4f}' for name, value in logged.items())
             runner.logger.info(f'Epoch(held out) [{runner.epoch + 1}]  {listed}')
 
     @staticmethod
     def held_out_logits(
-        model: Distiller, batches: Sequence[dict], runner: Runner | None = None
+        model: Distiller, batches: Sequence[dict]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits (m, N, K) of all students, and classes (N,), batch by batch.
 
         Args:
             model: The model. Its modes are as before when the iteration ends.
             batches: Of held-out images.
-            runner: Whose log shows the progress.
 
         Raises:
             ValueError: If images come in views.
         """
-        num_batches = len(batches)
         with evaluating(model):
-            for step, batch in enumerate(batches, 1):
+            for batch in batches:
                 data = model.data_preprocessor(batch, training=False)
                 if not isinstance(data['inputs'], Tensor):
                     raise ValueError(
@@ -276,42 +223,56 @@ class DistillerHook(Hook):
                     )
                 classes = torch.cat([sample.gt_label for sample in data['data_samples']])
                 yield model.all_logits(data['inputs']), classes
-                if runner is not None and step % PROGRESS_INTERVAL == 0:
-                    runner.logger.info(
-                        f'Epoch(held out) [{runner.epoch + 1}]'
-                        f'[{step:>{len(str(num_batches))}}/{num_batches}]'
-                    )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the weights of copied teachers, and the hashes of the other teachers' files."""
-        model = bare_model(runner.model)
-        if not isinstance(model, Distiller):
-            return
-        if copies := model.teachers.copied_state():
-            checkpoint['teachers'] = copies
-        if model.teachers.hashes:
-            checkpoint['meta']['teachers'] = dict(model.teachers.hashes)
+        if model := _distiller(runner):
+            if copies := model.teachers.copied_state():
+                checkpoint['teachers'] = copies
+            if model.teachers.hashes:
+                checkpoint['meta']['teachers'] = dict(model.teachers.hashes)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what the checkpoint holds of teachers, for a run that resumes."""
         self._loaded = {key: checkpoint.get(key) or {} for key in ('teachers', 'meta')}
 
-    def _restore_teachers(self, teachers: Teachers, resumes: bool) -> None:
-        """Give copied teachers their weights, and compare the files of the others.
 
-        Raises:
-            ValueError: If a teacher's file is another one than that of the run.
-        """
-        checkpoint, self._loaded = self._loaded, {}
-        teachers.copy_students()
-        if not resumes or not checkpoint:
-            return
-        teachers.load_copied_state(checkpoint['teachers'])
-        then = checkpoint['meta'].get('teachers') or {}
-        for name, now in teachers.hashes.items():
-            if then.get(name, now) != now:
-                raise ValueError(
-                    f'a resumed run must have the teachers that it began with, but the file of '
-                    f'teacher {name}, {teachers.files[name]}, has changed; put the first '
-                    'one back, or start another run'
-                )
+def check_same_teachers(teachers: Teachers, hashes: Mapping[str, str]) -> None:
+    """Raise ValueError if a teacher's file is another one than that of the resumed run."""
+    for name, now in teachers.hashes.items():
+        if hashes.get(name, now) != now:
+            raise ValueError(
+                'a resumed run must have the teachers that it began with, but the file of teacher '
+                f'{name}, {teachers.files[name]}, has changed; put the first one back, or start '
+                'another run'
+            )
+
+
+def _left_out(dataset: Any, pipeline: Sequence[Mapping]) -> dict:
+    """Return the config of the other part of a training's data set."""
+    found = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        if dataset.get('type') == 'kd_mm.InMemory':
+            return {**dataset, 'dataset': _left_out(dataset['dataset'], pipeline)}
+        whole, part = dataset.get('dataset'), dataset.get('part', PARTS[0])
+        found = {key: dataset[key] for key in ('type', 'part') if key in dataset}
+        is_split = dataset.get('type') == 'kd_mm.HoldOut' and isinstance(whole, Mapping)
+        if is_split and part == PARTS[0]:
+            return {**dataset, 'dataset': {**whole, 'pipeline': pipeline}, 'part': PARTS[1]}
+    raise ValueError(
+        'the method needs images that training leaves out, so the data set of train_dataloader '
+        "must be dict(type='kd_mm.HoldOut', part='train', num_per_class=..., dataset=dict(...)), "
+        f'but got {found}; wrap the data set, or give kd_mm.DistillerHook a held_out_dataloader'
+    )
+
+
+def _distiller(runner: Runner) -> Distiller | None:
+    model = bare_model(runner.model)
+    return model if isinstance(model, Distiller) else None
+
+
+def _inner(dataset: Any) -> Any:
+    """Return the data set inside of our wrappers."""
+    while isinstance(dataset, (InMemory, NumberedDataset)):
+        dataset = dataset.dataset
+    return dataset

@@ -18,8 +18,8 @@ FOLDER = 'deploy'
 class ExportHook(Hook):
     """Export the trained network as plain mmpretrain weights and config, and say what to do next.
 
-    The weights are those that the last validation looked at: with an ``EMAHook`` the average,
-    unless it evaluates on the original alone, or else those at the end of training.
+    The weights are those of the last validation: with an ``EMAHook`` the average, unless it
+    evaluates on the original alone; otherwise those at the end of training.
     ``tools/model_converters/export_student.py`` does the same for any other checkpoint. See
     :func:`kd_mm.export.export_student`.
     """
@@ -30,10 +30,7 @@ class ExportHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Write ``deploy/model.pth`` and ``deploy/config.py`` into the work dir.
 
-        A cohort's students go to ``deploy/<name>/``, the leader of FFSD alone.
-
-        Args:
-            runner: The runner whose training ended.
+        Several students go to ``deploy/<name>/``; of FFSD, the leader alone.
         """
         work_dir = Path(runner.work_dir)
         state_dict = _validated(runner)
@@ -49,8 +46,7 @@ class ExportHook(Hook):
         written = [latest] if latest else []
         written += [*sorted(work_dir.glob('best_*.pth')), *sorted(work_dir.glob('*.png'))]
         lines += [f'  {path}' for path in written]
-        for done in exports.values():
-            lines.append(f'  {done.weights}, {done.config}')
+        lines += [f'  {done.weights}, {done.config}' for done in exports.values()]
         worst = max(done.difference for done in exports.values())
         done = next(iter(exports.values()))
         lines.append(

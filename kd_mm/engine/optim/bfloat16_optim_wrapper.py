@@ -17,9 +17,9 @@ class Bfloat16OptimWrapper(Replaceable, OptimWrapper):
     """MMEngine's ``OptimWrapper`` whose forward passes run under bfloat16 autocast.
 
     Unlike ``AmpOptimWrapper`` it runs on a CPU as well, and has no GradScaler: bfloat16 has the
-    range of float32, so that no gradient vanishes for want of a scale, and the host need not wait
-    in each step to see whether one overflowed. Weights, gradients and optimizers stay in float32,
-    and so do the losses of kd_mm.
+    range of float32, so that no gradient vanishes for lack of a scale, and the host does not wait
+    in each step for an overflow check. Weights, gradients, optimizers and the losses of kd_mm
+    stay in float32.
 
     Args:
         **kwargs: Arguments of MMEngine's ``OptimWrapper``.
@@ -39,11 +39,7 @@ class Bfloat16OptimWrapper(Replaceable, OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run what is inside under autocast.
-
-        Args:
-            model: The trained model, wrapped or not, on its device.
-        """
+        """Run what is inside under autocast."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield

@@ -12,21 +12,11 @@ from torch.optim import Optimizer
 class JointOptimizer(Optimizer):
     """The optimizers of all parts as one, for a wrapper or a GradScaler that takes one.
 
-    It holds all parameters in one group, so that whoever unscales, clips or checks gradients
-    sees those of all parts at once. A step is one step of each part.
+    It holds all parameters in one group, so that unscaling, clipping and overflow checks see the
+    gradients of all parts at once. A step is one step of each part.
 
     Args:
         parts (dict[str, OptimWrapper]): Wrapped optimizers of disjoint parameters, by name.
-
-    Examples:
-        >>> import torch
-        >>> a, b = (nn.Parameter(torch.ones(1)) for _ in 'ab')
-        >>> parts = {'a': torch.optim.SGD([a], lr=0.5), 'b': torch.optim.SGD([b], lr=0.25)}
-        >>> joint = JointOptimizer({n: OptimWrapper(part) for n, part in parts.items()})
-        >>> (a + 2 * b).backward()
-        >>> joint.step()
-        >>> a.item(), b.item()
-        (0.5, 0.5)
     """
 
     def __init__(self, parts: Mapping[str, OptimWrapper]) -> None:
@@ -40,29 +30,18 @@ class JointOptimizer(Optimizer):
             part.step()
 
     def state_dict(self) -> dict:
-        """Return the states of the parts.
-
-        Returns:
-            dict: ``parts``, each part's state by name.
-        """
+        """Return each part's state by name, under ``parts``."""
         return {'parts': {name: part.state_dict() for name, part in self.parts.items()}}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: States by name. Left as it is.
-
-        Raises:
-            ValueError: If the parts are others than those of the state.
-        """
+        """Load what :meth:`state_dict` returned; raise ValueError if it has other parts."""
         states = state_dict.get('parts', {})
         if states.keys() != self.parts.keys():
             raise ValueError(
                 'a resumed run must have the optimizer parts of its checkpoint, '
                 f'{", ".join(states) or "a single optimizer"}, but got {", ".join(self.parts)}; '
-                'keep the names in optim_wrapper.parts, or start anew from its weights with '
-                'load_from and resume=False'
+                'keep the names in optim_wrapper.parts, or start another run from its weights '
+                'with load_from and resume=False'
             )
         for name, state in states.items():
             self.parts[name].load_state_dict(dict(state))
@@ -71,12 +50,11 @@ class JointOptimizer(Optimizer):
 class JointOptimWrapper(OptimWrapperDict):
     """Optimizers of several parts of a model that share one backward pass and step together.
 
-    MMEngine's ``OptimWrapperDict`` gives each optimizer its name, in logged learning rates
+    MMEngine's ``OptimWrapperDict`` names each optimizer, in logged learning rates
     (``<name>.lr``), in ``param_scheduler=dict(<name>=...)`` and for ``auto_scale_lr``, but refuses
     ``update_params``, which the stock ``train_step`` and the stock distributed wrapper call. Here
-    one wrapper of MMEngine's, over a ``JointOptimizer``, does that for all parts:
-    accumulation with ``no_sync``, autocast, and one GradScaler. Where a gradient of one part
-    overflows, no part steps.
+    one wrapper of MMEngine's, over a ``JointOptimizer``, does that for all parts: accumulation
+    with ``no_sync``, autocast, one GradScaler. If a gradient of one part overflows, no part steps.
 
     Args:
         parts (dict[str, OptimWrapper]): Wrapped optimizers of disjoint parameters, by name. Their
@@ -110,78 +88,39 @@ class JointOptimWrapper(OptimWrapperDict):
     def update_params(
         self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None
     ) -> None:
-        """Backward once, then, if gradients are complete, step all parts and zero gradients.
-
-        Args:
-            loss: Scalar, the sum of all losses.
-            step_kwargs: Arguments of the step.
-            zero_kwargs: Arguments of ``zero_grad``.
-        """
+        """Backward once, then, if gradients are complete, step all parts and zero gradients."""
         self.joint.update_params(loss, step_kwargs, zero_kwargs)
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        """Backward the loss, scaled by the GradScaler if there is one, and count.
-
-        Args:
-            loss: Scalar.
-            **kwargs: Arguments of :meth:`torch.Tensor.backward`.
-        """
+        """Backward the loss, scaled by the GradScaler if there is one, and count."""
         self.joint.backward(loss, **kwargs)
 
     def step(self, **kwargs) -> None:
-        """Update all parts, or none if a gradient overflowed under a GradScaler.
-
-        Args:
-            **kwargs: Arguments of the step.
-        """
+        """Update all parts, or none if a gradient overflowed under a GradScaler."""
         self.joint.step(**kwargs)
 
     def zero_grad(self, **kwargs) -> None:
-        """Forget the gradients of all parts.
-
-        Args:
-            **kwargs: Arguments of :meth:`torch.optim.Optimizer.zero_grad`.
-        """
+        """Clear the gradients of all parts."""
         self.joint.zero_grad(**kwargs)
 
     def optim_context(self, model: nn.Module) -> AbstractContextManager:
-        """Return the context of a forward pass: autocast, and ``no_sync`` where it is due.
-
-        Args:
-            model: The trained model, wrapped or not.
-
-        Returns:
-            A context manager.
-        """
+        """Return the context of a forward pass: autocast, and ``no_sync`` where it is due."""
         return self.joint.optim_context(model)
 
     def initialize_count_status(self, model: nn.Module, cur_iter: int, max_iters: int) -> None:
-        """Tell where training stands, so that the last accumulation is complete.
-
-        Args:
-            model: The trained model.
-            cur_iter: Iterations done.
-            max_iters: Iterations in all.
-        """
+        """Take over where training stands, so that the last accumulation is complete."""
         self.joint.initialize_count_status(model, cur_iter, max_iters)
 
     def should_update(self) -> bool:
-        """Tell whether the gradients are complete."""
+        """Return whether the gradients are complete."""
         return self.joint.should_update()
 
     def should_sync(self) -> bool:
-        """Tell whether the next backward pass completes the gradients."""
+        """Return whether the next backward pass completes the gradients."""
         return self.joint.should_sync()
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """Return the loss divided by the number of passes whose gradients add up.
-
-        Args:
-            loss: Scalar.
-
-        Returns:
-            Scalar.
-        """
+        """Return the loss divided by the number of passes whose gradients add up."""
         return self.joint.scale_loss(loss)
 
     @property
@@ -190,20 +129,9 @@ class JointOptimWrapper(OptimWrapperDict):
         return self.joint.inner_count
 
     def state_dict(self) -> dict:
-        """Return the states of all parts and of the GradScaler.
-
-        Returns:
-            dict: ``parts``, each part's state by name, and under AMP ``loss_scaler``.
-        """
+        """Return each part's state by name under ``parts``, and under AMP ``loss_scaler``."""
         return self.joint.state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load what :meth:`state_dict` returned, with or without AMP.
-
-        Args:
-            state_dict: The state. Left as it is.
-
-        Raises:
-            ValueError: If the parts are others than those of the state.
-        """
+        """Load what :meth:`state_dict` returned, with or without AMP."""
         self.joint.load_state_dict(dict(state_dict))

@@ -2,21 +2,21 @@
 
 import difflib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from copy import deepcopy
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from torch import nn
 
+from kd_mm.checkpoint import bare_model
+from kd_mm.checks import check_choice, did_you_mean, few
 from kd_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 from .joint_optim_wrapper import JointOptimWrapper
 
 TYPES = ('OptimWrapper', 'AmpOptimWrapper', 'kd_mm.Bfloat16OptimWrapper')
 PART_OPTIONS = ('prefix', 'optimizer', 'paramwise_cfg', 'clip_grad', 'constructor')
-SHOWN = 3
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -74,15 +74,10 @@ class JointOptimWrapperConstructor:
     def __init__(self, optim_wrapper_cfg: Mapping, paramwise_cfg: Mapping | None = None) -> None:
         self.cfg = deepcopy(dict(optim_wrapper_cfg))
         self.parts = self.cfg.pop('parts', None)
-        if not self.parts:
+        if not self.parts or not isinstance(self.parts, Mapping):
             raise ValueError(
                 'optim_wrapper.parts must give the optimizer of each student, such as '
                 f"parts=dict(resnet18=dict(optimizer=dict(type='SGD', lr=0.1))), but got "
-                f'{self.parts}'
-            )
-        if not isinstance(self.parts, Mapping):
-            raise ValueError(
-                'optim_wrapper.parts must be a dict with settings by the name of a part, but got '
                 f'{self.parts!r}'
             )
         if 'optimizer' in self.cfg or paramwise_cfg is not None:
@@ -92,25 +87,16 @@ class JointOptimWrapperConstructor:
                 f'optim_wrapper.{key}; move it into the parts, or drop an inherited one with '
                 'optim_wrapper=dict(_delete_=True, ...)'
             )
-        if self.cfg.get('type', TYPES[0]) not in TYPES:
-            raise ValueError(
-                f'optim_wrapper.type must be one of {", ".join(TYPES)}, but got '
-                f'{self.cfg["type"]!r}'
-            )
+        check_choice('optim_wrapper.type', self.cfg.get('type', TYPES[0]), TYPES)
         for name, part in self.parts.items():
-            self._check_part(name, part)
-
-    @staticmethod
-    def _check_part(name: str, part: Mapping) -> None:
-        """Raise if a part is not what the constructor takes."""
-        if not isinstance(part, Mapping) or not isinstance(part.get('optimizer'), Mapping):
-            raise ValueError(
-                f'optim_wrapper.parts.{name} must be a dict with an optimizer, but got {part!r}'
-            )
-        for key in part:
-            if key not in (*PART_OPTIONS, '_scope_'):
+            if not isinstance(part, Mapping) or not isinstance(part.get('optimizer'), Mapping):
+                raise ValueError(
+                    f'optim_wrapper.parts.{name} must be a dict with an optimizer, but got '
+                    f'{part!r}'
+                )
+            if unknown := [key for key in part if key not in (*PART_OPTIONS, '_scope_')]:
                 raise TypeError(
-                    f'optim_wrapper.parts.{name} has no option {key}; there are '
+                    f'optim_wrapper.parts.{name} has no option {unknown[0]}; there are '
                     f'{", ".join(PART_OPTIONS)}; type, accumulative_counts and what AMP takes '
                     'belong to optim_wrapper itself'
                 )
@@ -119,19 +105,20 @@ class JointOptimWrapperConstructor:
         """Build the wrapper.
 
         Args:
-            model: The cohort, in a distributed wrapper or not.
-
-        Returns:
-            The parts' optimizers as one.
+            model: The Distiller, in a distributed wrapper or not.
 
         Raises:
             ValueError: If a prefix names no module, a part has nothing to train, or a trainable
                 parameter is not in exactly one part.
         """
-        if is_model_wrapper(model):
-            model = model.module
+        model = bare_model(model)
         known = dict(model.named_modules(remove_duplicate=False))
-        known |= _absent(known)
+        known |= {  # what this model goes without
+            f'{name}.{child}' if name else child: None
+            for name, module in known.items()
+            for child, value in module._modules.items()
+            if value is None
+        }
         modules = {}
         for name, part in self.parts.items():
             prefixes = part.get('prefix', f'students.{name}')
@@ -145,38 +132,27 @@ class JointOptimWrapperConstructor:
 
     def _build_part(self, name: str, modules: list[nn.Module]) -> OptimWrapper:
         """Build the optimizer of one part as MMEngine builds that of a model."""
-        cfg = {key: v for key, v in self.parts[name].items() if key in ('optimizer', 'clip_grad')}
+        part = self.parts[name]
         constructor = ROOT_CONSTRUCTORS.build(
             {
-                'type': self.parts[name].get('constructor', 'DefaultOptimWrapperConstructor'),
-                'optim_wrapper_cfg': cfg,
-                'paramwise_cfg': self.parts[name].get('paramwise_cfg'),
+                'type': part.get('constructor', 'DefaultOptimWrapperConstructor'),
+                'optim_wrapper_cfg': {k: part[k] for k in ('optimizer', 'clip_grad') if k in part},
+                'paramwise_cfg': part.get('paramwise_cfg'),
             }
         )
         return constructor(modules[0] if len(modules) == 1 else nn.ModuleList(modules))
-
-
-def _absent(known: dict[str, nn.Module]) -> dict[str, None]:
-    """Return the names that modules have registered as None: what this model goes without."""
-    return {
-        f'{name}.{child}' if name else child: None
-        for name, module in known.items()
-        for child, value in module._modules.items()
-        if value is None
-    }
 
 
 def _module(known: dict[str, nn.Module | None], prefix: str, part: str) -> nn.Module | None:
     """Return the module of a name, or None if it is registered as None."""
     if prefix in known:
         return known[prefix]
-    near = difflib.get_close_matches(prefix, known, n=1)
-    if not near:  # the module may lie deeper than the prefix says
-        last = {name.rpartition('.')[2]: name for name in known if name.count('.') < 3}
-        near = [last[word] for word in difflib.get_close_matches(prefix, last, n=1)]
-    above = prefix.rpartition('.')[0]
-    beside = [name for name in known if name and name.rpartition('.')[0] == above]
-    hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(beside) or "none"}'
+    # The module may lie deeper than the prefix says.
+    deeper = {name.rpartition('.')[2]: name for name in known if name.count('.') < 3}
+    siblings = [n for n in known if n and n.rpartition('.')[0] == prefix.rpartition('.')[0]]
+    hint = did_you_mean(prefix, siblings)
+    if near := difflib.get_close_matches(prefix, [*known, *deeper], n=1):
+        hint = f'did you mean {deeper.get(near[0], near[0])}?'
     raise ValueError(
         f'optim_wrapper.parts.{part}: prefix must name a module of the model, but got '
         f'{prefix!r}; {hint}'
@@ -194,26 +170,22 @@ def _check_owners(model: nn.Module, modules: dict[str, list[nn.Module]]) -> None
                 f'{len(params)} parameters is frozen; leave the part out'
             )
         for param in params:
-            owners[id(param)].append(part)
-    trainable = {name: owners[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+            owners[param].append(part)
+    trainable = {name: owners[p] for name, p in model.named_parameters() if p.requires_grad}
     rule = 'each trainable parameter must be in exactly one of optim_wrapper.parts, but'
-    orphans = [name for name, parts in trainable.items() if not parts]
-    if orphans:
+    if orphans := [name for name, parts in trainable.items() if not parts]:
         prefix = '.'.join(orphans[0].split('.')[:-1][:2])
         raise ValueError(
-            f'{rule} {_shorten(orphans)} in none; add a part, such as '
+            f'{rule} {few(orphans)} {_are(orphans)} in none; add a part, such as '
             f"{prefix.rpartition('.')[2]}=dict(prefix='{prefix}', optimizer=dict(...))"
         )
-    twice = {name: parts for name, parts in trainable.items() if len(parts) > 1}
-    if twice:
+    if twice := {name: parts for name, parts in trainable.items() if len(parts) > 1}:
         raise ValueError(
-            f'{rule} {_shorten(list(twice))} in {" and ".join(next(iter(twice.values())))}; give '
-            'the parts prefixes of which none holds another, or train a shared module in a part '
-            'of its own'
+            f'{rule} {few(twice)} {_are(twice)} in {" and ".join(next(iter(twice.values())))}; '
+            'give the parts prefixes of which none holds another, or train a shared module in a '
+            'part of its own'
         )
 
 
-def _shorten(names: list[str]) -> str:
-    """Return the first few names as the subject of a sentence."""
-    more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-    return f'{", ".join(names[:SHOWN])}{more} {"is" if len(names) == 1 else "are"}'
+def _are(names: Sized) -> str:
+    return 'is' if len(names) == 1 else 'are'

@@ -6,11 +6,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import nn
 
+from kd_mm.checks import check_int
 from kd_mm.registry import MODELS
 
-from .cifar_resnet import checked_out_indices
-
-NUM_STAGES = 3
+from ._common import KAIMING, NUM_STAGES, checked_out_indices, conv3x3, layers_per_stage
 
 
 class BasicDenseLayer(nn.Module):
@@ -20,7 +19,7 @@ class BasicDenseLayer(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv = nn.Conv2d(in_channels, growth_rate, 3, padding=1, bias=False)
+        self.conv = conv3x3(in_channels, growth_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, H, W) to (B, in_channels + growth_rate, H, W)."""
@@ -54,10 +53,6 @@ class CIFARDenseNet(BaseModule):
         init_cfg (dict | list[dict]): Initialisation. Kaiming normal (fan out) for convolutions
             by default.
 
-    Raises:
-        TypeError: If ``out_indices`` is no sequence.
-        ValueError: If ``depth`` is not 3n + 4, a width is below 1 or a block does not exist.
-
     Examples:
         >>> import torch
         >>> model = CIFARDenseNet(depth=40, growth_rate=12, out_indices=(0, 1, 2)).eval()
@@ -74,26 +69,16 @@ class CIFARDenseNet(BaseModule):
         init_channels: int = 16,
         in_channels: int = 3,
         out_indices: Sequence[int] = (2,),
-        init_cfg: dict | list[dict] | None = [  # noqa: B006, BaseModule copies it
-            {'type': 'Kaiming', 'layer': 'Conv2d'},
-            {'type': 'Constant', 'val': 1, 'layer': '_BatchNorm'},
-        ],
+        init_cfg: dict | list[dict] | None = KAIMING,  # BaseModule copies it
     ) -> None:
         super().__init__(init_cfg)
-        num_layers, rest = divmod(depth - 4, NUM_STAGES)
-        if rest or num_layers < 1:
-            lower = NUM_STAGES * max(num_layers, 1) + 4
-            raise ValueError(
-                'CIFARDenseNet has 3n + 4 layers with n >= 1 (22, 40, 100, ...), got '
-                f'depth={depth}. Try {lower} or {lower + 3}; for DenseNet-121, 161, 169, 201 take '
-                'kd_mm.DenseNet_CIFAR.'
-            )
-        for name, width in (('growth_rate', growth_rate), ('init_channels', init_channels)):
-            if width < 1:
-                raise ValueError(f'{name} must be at least 1, got {width}.')
+        hint = '; for DenseNet-121, 161, 169, 201 take kd_mm.DenseNet_CIFAR'
+        num_layers = layers_per_stage('CIFARDenseNet', depth, 3, 4, '22, 40, 100', hint)
+        check_int('growth_rate', growth_rate)
+        check_int('init_channels', init_channels)
         self.out_indices = checked_out_indices(out_indices)
         channels = init_channels
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.stem = conv3x3(in_channels, channels)
         self.stages = nn.ModuleList()
         self.transitions = nn.ModuleList()
         for index in range(NUM_STAGES):
@@ -103,20 +88,19 @@ class CIFARDenseNet(BaseModule):
                 channels += growth_rate
             self.stages.append(stage)
             if index < NUM_STAGES - 1:
-                self.transitions.append(_transition(channels))
+                self.transitions.append(
+                    nn.Sequential(
+                        nn.BatchNorm2d(channels),
+                        nn.ReLU(inplace=True),
+                        nn.Conv2d(channels, channels, 1, bias=False),
+                        nn.AvgPool2d(2),
+                    )
+                )
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the feature maps of the blocks in ``out_indices``.
-
-        Args:
-            x (torch.Tensor): Images of shape ``(B, in_channels, H, W)``.
-
-        Returns:
-            tuple[torch.Tensor, ...]: Maps of ``init_channels + m n growth_rate`` channels after
-            the m-th block of n layers, at 1, 1/2, 1/4 of the resolution, shallow to deep.
-        """
+        """Return the maps of the blocks in ``out_indices``, at 1, 1/2, 1/4 of the resolution."""
         x = self.stem(x)
         outs = []
         for index, stage in enumerate(self.stages):
@@ -126,12 +110,3 @@ class CIFARDenseNet(BaseModule):
             if index in self.out_indices:
                 outs.append(x)
         return tuple(outs)
-
-
-def _transition(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        nn.AvgPool2d(2),
-    )

@@ -8,7 +8,7 @@ from torch import nn
 
 from kd_mm.registry import MODELS
 
-from .cifar_resnet import checked_out_indices
+from ._common import KAIMING, checked_out_indices
 
 STEM_CHANNELS = 192
 # Channels of the modules of each stage: 1x1 | 1x1, 3x3 | 1x1, two of 3x3 | after the pooling.
@@ -85,10 +85,6 @@ class CIFARGoogLeNet(BaseModule):
         init_cfg (dict | list[dict]): Initialisation. Kaiming normal (fan out) for convolutions
             by default.
 
-    Raises:
-        TypeError: If ``out_indices`` is no sequence.
-        ValueError: If a stage does not exist.
-
     Examples:
         >>> import torch
         >>> model = CIFARGoogLeNet(out_indices=(0, 1, 2)).eval()
@@ -102,10 +98,7 @@ class CIFARGoogLeNet(BaseModule):
         self,
         in_channels: int = 3,
         out_indices: Sequence[int] = (2,),
-        init_cfg: dict | list[dict] | None = [  # noqa: B006, BaseModule copies it
-            {'type': 'Kaiming', 'layer': 'Conv2d'},
-            {'type': 'Constant', 'val': 1, 'layer': '_BatchNorm'},
-        ],
+        init_cfg: dict | list[dict] | None = KAIMING,  # BaseModule copies it
     ) -> None:
         super().__init__(init_cfg)
         self.out_indices = checked_out_indices(out_indices)
@@ -121,15 +114,7 @@ class CIFARGoogLeNet(BaseModule):
             self.stages.append(stage)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the feature maps of the stages in ``out_indices``.
-
-        Args:
-            x (torch.Tensor): Images of shape ``(B, in_channels, H, W)``.
-
-        Returns:
-            tuple[torch.Tensor, ...]: Maps of 480, 832, 1024 channels at 1, 1/2, 1/4 of the
-            resolution, shallow to deep.
-        """
+        """Return the maps of the stages in ``out_indices``, at 1, 1/2, 1/4 of the resolution."""
         x = self.stem(x)
         outs = []
         for index, stage in enumerate(self.stages):
@@ -140,6 +125,7 @@ class CIFARGoogLeNet(BaseModule):
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+    """Return a convolution that keeps the resolution, BN and ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),

@@ -9,10 +9,12 @@ from mmengine.model import BaseModule
 from mmpretrain.models.backbones.resnet import BasicBlock
 from torch import nn
 
+from kd_mm.checks import check_choice, check_int
 from kd_mm.registry import MODELS
 
+from ._common import KAIMING, checked_out_indices, conv3x3, layers_per_stage
+
 WIDTHS = (16, 32, 64)
-STRIDES = (1, 2, 2)
 
 
 @MODELS.register_module()
@@ -43,11 +45,6 @@ class CIFARResNet(BaseModule):
             Kaiming normal (fan out) for convolutions, scale 1 for normalisation layers. The
             last scale of a block starts at 1, too, not at 0.
 
-    Raises:
-        TypeError: If ``depth`` is no int or ``out_indices`` no sequence.
-        ValueError: If ``depth`` is not 6n + 2, a stage does not exist or ``shortcut`` is
-            neither ``'A'`` nor ``'B'``.
-
     Examples:
         >>> import torch
         >>> model = CIFARResNet(depth=20, out_indices=(0, 1, 2)).eval()
@@ -64,49 +61,31 @@ class CIFARResNet(BaseModule):
         out_indices: Sequence[int] = (2,),
         shortcut: str = 'A',
         norm_cfg: dict = {'type': 'BN'},  # noqa: B006, read only
-        init_cfg: dict | list[dict] | None = [  # noqa: B006, BaseModule copies it
-            {'type': 'Kaiming', 'layer': 'Conv2d'},
-            {'type': 'Constant', 'val': 1, 'layer': ['_BatchNorm', 'GroupNorm']},
-        ],
-    ):
+        init_cfg: dict | list[dict] | None = KAIMING,  # BaseModule copies it
+    ) -> None:
         super().__init__(init_cfg)
         self.out_indices = checked_out_indices(out_indices)
-        num_blocks = _blocks_per_stage(depth)
-        if shortcut not in ('A', 'B'):
-            raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}.")
+        check_int('depth', depth)
+        hint = '; for ResNet-18, 34, 50 take mmpretrain.ResNet_CIFAR'
+        num_blocks = layers_per_stage('CIFARResNet', depth, 6, 2, '20, 32, 44, 56, 110', hint)
+        check_choice('shortcut', shortcut, ('A', 'B'))
 
-        self.conv1 = nn.Conv2d(in_channels, WIDTHS[0], 3, padding=1, bias=False)
+        self.conv1 = conv3x3(in_channels, WIDTHS[0])
         self.bn1 = build_norm_layer(norm_cfg, WIDTHS[0])[1]
         self.relu = nn.ReLU(inplace=True)
         channels = WIDTHS[0]
-        for stage, (width, stride) in enumerate(zip(WIDTHS, STRIDES, strict=True), start=1):
-            blocks = []
-            for index in range(num_blocks):
-                downsample = None
-                if index == 0 and stride != 1:
-                    downsample = _shortcut(shortcut, channels, width, stride, norm_cfg)
-                blocks.append(
-                    BasicBlock(
-                        channels,
-                        width,
-                        stride=stride if index == 0 else 1,
-                        downsample=downsample,
-                        norm_cfg=norm_cfg,
-                    )
-                )
-                channels = width
+        for stage, width in enumerate(WIDTHS, start=1):
+            options = {'norm_cfg': norm_cfg}
+            if width != channels:
+                options['stride'] = 2
+                options['downsample'] = _shortcut(shortcut, channels, width, norm_cfg)
+            blocks = [BasicBlock(channels, width, **options)]
+            blocks += [BasicBlock(width, width, norm_cfg=norm_cfg) for _ in range(1, num_blocks)]
             self.add_module(f'layer{stage}', nn.Sequential(*blocks))
+            channels = width
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the feature maps of the stages in ``out_indices``.
-
-        Args:
-            x (torch.Tensor): Images of shape ``(B, in_channels, H, W)``.
-
-        Returns:
-            tuple[torch.Tensor, ...]: Maps of 16, 32, 64 channels at 1, 1/2, 1/4 of the
-            resolution, shallow to deep.
-        """
+        """Return the maps of the stages in ``out_indices``, at 1, 1/2, 1/4 of the resolution."""
         x = self.relu(self.bn1(self.conv1(x)))
         outs = []
         for index, stage in enumerate((self.layer1, self.layer2, self.layer3)):
@@ -117,58 +96,22 @@ class CIFARResNet(BaseModule):
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: every ``stride``-th pixel, then channels of zeros up to the new width."""
+    """Option A: every second pixel, then channels of zeros up to the new width."""
 
-    def __init__(self, new_channels: int, stride: int):
+    def __init__(self, new_channels: int) -> None:
         super().__init__()
         self.new_channels = new_channels
-        self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, C + new_channels, H / stride, W / stride)``."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        """Map (B, C, H, W) to (B, C + new_channels, H / 2, W / 2)."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
 
 
-def _shortcut(option: str, channels: int, width: int, stride: int, norm_cfg: dict) -> nn.Module:
+def _shortcut(option: str, channels: int, width: int, norm_cfg: dict) -> nn.Module:
+    """Return what takes the input of a block past it, where the shape changes."""
     if option == 'A':
-        return ZeroPadShortcut(width - channels, stride)
+        return ZeroPadShortcut(width - channels)
     return nn.Sequential(
-        nn.Conv2d(channels, width, 1, stride=stride, bias=False),
+        nn.Conv2d(channels, width, 1, stride=2, bias=False),
         build_norm_layer(norm_cfg, width)[1],
     )
-
-
-def _blocks_per_stage(depth: int) -> int:
-    if not isinstance(depth, int):
-        raise TypeError(f'depth must be an int, got {depth!r}.')
-    num_blocks, rest = divmod(depth - 2, 6)
-    if rest or num_blocks < 1:
-        lower = 6 * num_blocks + 2
-        near = '8' if lower < 8 else f'{lower} or {lower + 6}'
-        raise ValueError(
-            f'CIFARResNet has 6n + 2 layers with n >= 1 (20, 32, 44, 56, 110, ...), '
-            f'got depth={depth}. Try {near}; for ResNet-18, 34, 50 take mmpretrain.ResNet_CIFAR.'
-        )
-    return num_blocks
-
-
-def checked_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    """Return the stages as a tuple, or say what is wrong with them.
-
-    Args:
-        out_indices: Some of the stages 0, 1, 2.
-
-    Raises:
-        TypeError: If it is no sequence.
-        ValueError: If it is empty or a stage does not exist.
-    """
-    if not isinstance(out_indices, Sequence):
-        raise TypeError(
-            f'out_indices must be a sequence of stages such as (2, ), got {out_indices!r}.'
-        )
-    if not out_indices or any(index not in range(len(WIDTHS)) for index in out_indices):
-        raise ValueError(
-            f'out_indices must name some of the stages 0, 1, 2, got {tuple(out_indices)}.'
-        )
-    return tuple(out_indices)

@@ -6,11 +6,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import nn
 
+from kd_mm.checks import check_int
 from kd_mm.registry import MODELS
 
-from .cifar_resnet import checked_out_indices
-
-STRIDES = (1, 2, 2)
+from ._common import KAIMING, checked_out_indices, conv3x3, layers_per_stage
 
 
 class PreActivationBlock(nn.Module):
@@ -22,9 +21,9 @@ class PreActivationBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = conv3x3(out_channels, out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut = None
         if in_channels != out_channels or stride != 1:
@@ -58,11 +57,6 @@ class CIFARWideResNet(BaseModule):
         init_cfg (dict | list[dict]): Initialisation. Kaiming normal (fan out) for convolutions
             by default.
 
-    Raises:
-        TypeError: If ``out_indices`` is no sequence.
-        ValueError: If ``depth`` is not 6n + 4, ``widen_factor`` is below 1 or a stage does not
-            exist.
-
     Examples:
         >>> import torch
         >>> model = CIFARWideResNet(depth=16, widen_factor=2, out_indices=(0, 1, 2)).eval()
@@ -78,26 +72,16 @@ class CIFARWideResNet(BaseModule):
         widen_factor: int = 2,
         in_channels: int = 3,
         out_indices: Sequence[int] = (2,),
-        init_cfg: dict | list[dict] | None = [  # noqa: B006, BaseModule copies it
-            {'type': 'Kaiming', 'layer': 'Conv2d'},
-            {'type': 'Constant', 'val': 1, 'layer': '_BatchNorm'},
-        ],
+        init_cfg: dict | list[dict] | None = KAIMING,  # BaseModule copies it
     ) -> None:
         super().__init__(init_cfg)
-        num_blocks, rest = divmod(depth - 4, 6)
-        if rest or num_blocks < 1:
-            lower = 6 * max(num_blocks, 1) + 4
-            raise ValueError(
-                'CIFARWideResNet has 6n + 4 layers with n >= 1 (16, 22, 28, 40, ...), got '
-                f'depth={depth}. Try {lower} or {lower + 6}.'
-            )
-        if widen_factor < 1:
-            raise ValueError(f'widen_factor must be at least 1, got {widen_factor}.')
+        num_blocks = layers_per_stage('CIFARWideResNet', depth, 6, 4, '16, 22, 28, 40')
+        check_int('widen_factor', widen_factor)
         self.out_indices = checked_out_indices(out_indices)
         channels = 16
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv1 = conv3x3(in_channels, channels)
         self.stages = nn.ModuleList()
-        for stride, base in zip(STRIDES, (16, 32, 64), strict=True):
+        for stride, base in ((1, 16), (2, 32), (2, 64)):
             width = base * widen_factor
             blocks = [PreActivationBlock(channels, width, stride)]
             blocks += [PreActivationBlock(width, width, 1) for _ in range(num_blocks - 1)]
@@ -107,15 +91,7 @@ class CIFARWideResNet(BaseModule):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the feature maps of the stages in ``out_indices``.
-
-        Args:
-            x (torch.Tensor): Images of shape (B, in_channels, H, W).
-
-        Returns:
-            tuple[torch.Tensor, ...]: Maps of 16k, 32k, 64k channels at 1, 1/2, 1/4 of the
-            resolution, shallow to deep.
-        """
+        """Return the maps of the stages in ``out_indices``, at 1, 1/2, 1/4 of the resolution."""
         x = self.conv1(x)
         outs = []
         for index, stage in enumerate(self.stages):

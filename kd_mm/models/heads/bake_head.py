@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_mm.checks import check_weight
 from kd_mm.methods.bake import BAKE
-from kd_mm.methods.base import Relations, Seen, Step, labels_of
+from kd_mm.methods.base import Seen, labels_of
 from kd_mm.registry import MODELS
 
 from .distilling_head import DistillingHead
@@ -47,8 +47,6 @@ class BAKEHead(DistillingHead, LinearClsHead):
         {'loss': 0.3133, 'loss_bake': 0.0555}
     """
 
-    needs = BAKE.needs
-
     def __init__(
         self,
         *args,
@@ -61,25 +59,13 @@ class BAKEHead(DistillingHead, LinearClsHead):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_weight('loss_weight', loss_weight)  # a head alone has no clock for a schedule
-        self.bake = BAKE(omega, temperature, loss_weight, gather, group_size)
+        self.method = BAKE(omega, temperature, loss_weight, gather, group_size)
 
     @classmethod
     def plain(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """See the base class."""
+        """Return the linear head; see the base class."""
         own = {'type', *signature(BAKE).parameters}
         return {'type': 'LinearClsHead', **{k: v for k, v in cfg.items() if k not in own}}
-
-    def terms(self, step: Step) -> dict[str, Tensor]:
-        """See the base class."""
-        return self.bake.losses(step)
-
-    def monitors(self, step: Step) -> dict[str, Tensor]:
-        """See the base class."""
-        return self.bake.monitors(step)
-
-    def relations(self, step: Step) -> dict[str, Relations]:
-        """See the base class."""
-        return self.bake.relations(step)
 
     def loss(self, feats: tuple[Tensor], data_samples: list[DataSample], **kwargs) -> dict:
         """Return ``loss`` and ``loss_bake``, scalars, and what else the head logs, by name.

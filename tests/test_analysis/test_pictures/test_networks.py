@@ -9,12 +9,12 @@ from mmengine.dataset import default_collate
 from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
+from kd_mm.analysis.pictures import networks
 from kd_mm.analysis.pictures.networks import (
     BatchWatch,
-    Watch,
     as_map,
+    look,
     networks_of,
-    shows_relations,
     to_image,
 )
 from kd_mm.models.distiller import observed
@@ -23,21 +23,13 @@ from tests.references import ffsd as reference
 from tests.test_analysis.test_pictures import toys
 
 
-def look(model, layers=(), count=4, places=None):
-    watch = Watch(model.eval(), layers)
-    with torch.no_grad():
-        model.val_step(default_collate(toys.samples(count)))
-    watch.close()
-    return watch.looks(places)
-
-
-def preprocessed(model, count=4):
-    with torch.no_grad():
-        return model.data_preprocessor(default_collate(toys.samples(count)))['inputs']
-
-
 def hooks_of(model):
     return [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
+
+
+def transformer(backbone, in_channels, neck=None):
+    head = {'type': 'mmpretrain.LinearClsHead', 'num_classes': 3, 'in_channels': in_channels}
+    return {'type': 'mmpretrain.ImageClassifier', 'backbone': backbone, 'neck': neck, 'head': head}
 
 
 def test_tokens_lie_in_rows():
@@ -50,53 +42,43 @@ def test_tokens_lie_in_rows():
     assert as_map(torch.zeros(2, 5), (32, 32)) is None
 
 
+@torch.no_grad()
 def test_each_student_leader_and_fusion_by_hand():
-    model = toys.build('ffsd').eval()
+    model, item = toys.build('ffsd'), toys.samples(5)[4]
     before = hooks_of(model)
-    looks = look(model)
+    found = look(model, item)
     assert hooks_of(model) == before
     assert model.observers == []
-    keys = [(f'student{i}', 'backbone') for i in (1, 2)]
-    assert list(looks[0].attention) == [*keys, ('leader', 'backbone'), ('fusion', 'fusion')]
-    assert list(looks[0].scores) == ['student1', 'student2', 'ensemble', 'leader', 'fusion']
-    inputs = preprocessed(model)
-    with torch.no_grad():
-        maps = {n: student.backbone(inputs)[-1] for n, student in model.students.items()}
-        ffsd = model.methods.ffsd
-        fused, fused_logits = ffsd.fusion([maps[name] for name in ffsd.common])
-        logits = {n: s.head(s.neck((maps[n],))) for n, s in model.students.items()}
-    probs = {n: z.softmax(dim=1) for n, z in {**logits, 'fusion': fused_logits}.items()}
+    names = ['student1', 'student2', 'leader']
+    keys = [*((name, 'backbone') for name in names), ('fusion', 'fusion')]
+    assert list(found.attention) == keys
+    assert list(found.scores) == [*names, 'ensemble', 'fusion']
+    inputs = model.data_preprocessor(default_collate([item]))['inputs']
+    maps = {n: student.backbone(inputs)[-1] for n, student in model.students.items()}
+    logits = {n: s.head(s.neck((maps[n],))) for n, s in model.students.items()}
+    ffsd = model.methods.ffsd
+    maps['fusion'], logits['fusion'] = ffsd.fusion([maps[name] for name in ffsd.common])
+    for (name, _), attention in found.attention.items():
+        expected = reference.attention_map(maps[name].double().numpy())[0, 0]
+        np.testing.assert_allclose(attention, expected, rtol=1e-5)
+    probs = {n: z.softmax(dim=1)[0] for n, z in logits.items()}
     probs['ensemble'] = (probs['student1'] + probs['student2']) / 2
-    for place, one in enumerate(looks):
-        for name, expected in {**maps, 'fusion': fused}.items():
-            layer = 'fusion' if name == 'fusion' else 'backbone'
-            want = reference.attention_map(expected[place : place + 1].double().numpy())[0, 0]
-            np.testing.assert_allclose(one.attention[name, layer], want, rtol=1e-5)
-        for name, expected in probs.items():
-            np.testing.assert_allclose(one.scores[name], expected[place], rtol=1e-5)
-        assert one.label == place % toys.NUM_CLASSES
-        assert one.name == f'image {place}'
-        image = toys.samples(4)[place]['inputs'].permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(one.image, image)
-
-
-def test_places_choose_images():
-    model = toys.build('plain')
-    everyone, chosen = look(model), look(model, places=[3, 1])
-    assert [one.name for one in chosen] == ['image 3', 'image 1']
-    key = ('network', 'backbone')
-    np.testing.assert_array_equal(chosen[0].attention[key], everyone[3].attention[key])
-    np.testing.assert_array_equal(chosen[0].scores['network'], everyone[3].scores['network'])
+    for name, scores in found.scores.items():
+        np.testing.assert_allclose(scores, probs[name], rtol=1e-5)
+    assert (found.label, found.name) == (1, 'image 4')
+    np.testing.assert_array_equal(found.image, item['inputs'].permute(1, 2, 0))
 
 
 def test_target_layers_in_the_order_in_which_they_run():
     layers = ['backbone.layer2', 'backbone.layer1']
-    (one, *_) = look(toys.build('plain'), layers)
-    assert list(one.attention) == [('network', layer) for layer in layers[::-1]]
-    assert [m.shape for m in one.attention.values()] == [(16, 16), (8, 8)]
-    (one, *_) = look(toys.build('ffsd'), layers)
-    networks = [name for name, _ in one.attention]
-    assert networks == [*('student1',) * 2, *('student2',) * 2, *('leader',) * 2, 'fusion']
+    (item,) = toys.samples(1)
+    found = look(toys.build('plain'), item, layers).attention
+    assert {layer: m.shape for (_, layer), m in found.items()} == {
+        'backbone.layer1': (16, 16),
+        'backbone.layer2': (8, 8),
+    }
+    names = [name for name, _ in look(toys.build('ffsd'), item, layers).attention]
+    assert names == [*('student1',) * 2, *('student2',) * 2, *('leader',) * 2, 'fusion']
 
 
 @pytest.mark.parametrize(
@@ -108,60 +90,62 @@ def test_target_layers_in_the_order_in_which_they_run():
     ],
 )
 def test_wrong_target_layers_are_named(layer, sentence):
-    model = toys.build('plain')
     with pytest.raises(ValueError, match=sentence):
-        look(model, [layer])
+        look(toys.build('plain'), toys.samples(1)[0], [layer])
 
 
-SWIN = {
-    'type': 'mmpretrain.SwinTransformer',
-    'arch': {'embed_dims': 8, 'depths': [1, 1], 'num_heads': [1, 2]},
-    'img_size': 16,
-    'patch_size': 2,
-    'window_size': 4,
-    'out_indices': (1,),
-}
-VIT = {
-    'type': 'mmpretrain.VisionTransformer',
-    'arch': {'embed_dims': 8, 'num_layers': 1, 'num_heads': 1, 'feedforward_channels': 8},
-    'img_size': 16,
-    'patch_size': 4,
-}
+def test_a_network_without_places_is_refused(monkeypatch):
+    monkeypatch.setattr(networks, 'as_map', lambda *args: None)
+    with pytest.raises(ValueError, match='no layer of network does; use larger images'):
+        look(toys.build('plain'), toys.samples(1)[0])
 
 
 @pytest.mark.parametrize(
-    ('cfg', 'layer', 'side'),
+    ('backbone', 'neck', 'layer'),
     [
-        (toys.transformer(SWIN, 16, type='mmpretrain.GlobalAveragePooling'), 'stages.1', 4),
-        (toys.transformer(VIT, 8), 'layers.0', 4),
+        (
+            {
+                'type': 'mmpretrain.SwinTransformer',
+                'arch': {'embed_dims': 8, 'depths': [1, 1], 'num_heads': [1, 2]},
+                **{'img_size': 16, 'patch_size': 2, 'window_size': 4, 'out_indices': (1,)},
+            },
+            {'type': 'mmpretrain.GlobalAveragePooling'},
+            'stages.1',
+        ),
+        (
+            {
+                'type': 'mmpretrain.VisionTransformer',
+                'arch': dict(embed_dims=16, num_layers=1, num_heads=1, feedforward_channels=8),
+                **{'img_size': 16, 'patch_size': 4},
+            },
+            None,
+            'layers.0',
+        ),
     ],
     ids=['swin', 'vit'],
 )
-def test_transformers_are_recorded_before_their_last_normalisation(cfg, layer, side):
+def test_transformers_are_recorded_before_their_last_normalisation(backbone, neck, layer):
     """Behind it, all places have nearly the same mean square."""
     torch.manual_seed(0)
-    model = toys.alone(cfg)
+    model = toys.alone(transformer(backbone, 16, neck)).eval()
     seen = []
-    module = model.backbone.get_submodule(layer)
-    handle = module.register_forward_hook(lambda *args: seen.append(args[-1]))
-    one = look(model, count=1)[0]
-    handle.remove()
-    ((key, found),) = one.attention.items()
+    model.backbone.get_submodule(layer).register_forward_hook(lambda *args: seen.append(args[-1]))
+    ((key, found),) = look(model, toys.samples(1)[0]).attention.items()
     assert key == ('network', f'backbone.{layer}')
     tokens = seen[0][0] if isinstance(seen[0], tuple) else seen[0][:, 1:]
-    expected = tokens[0].square().mean(dim=1).reshape(side, side)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert found.std() / found.mean() > 1e-3
+    np.testing.assert_allclose(found, tokens[0].square().mean(dim=1).reshape(4, 4), rtol=1e-5)
 
 
-def test_a_network_without_places_is_refused():
-    backbone = {'type': 'mmpretrain.LeNet5', 'num_classes': 3}
-    model = toys.alone({'type': 'mmpretrain.ImageClassifier', 'backbone': backbone,
-                        'head': {'type': 'mmpretrain.ClsHead'}})  # fmt: skip
-    watch = Watch(model)
-    watch._samples = []
-    with pytest.raises(ValueError, match='no layer of network does; use larger images'):
-        watch.looks()
+def test_maps_and_scores_of_other_classifiers_come_last():
+    """Of a method of a project: its name and place come from the method alone."""
+    students = {name: toys.network() for name in 'ab'}
+    methods = {'gate': {'type': 'tests.Gate'}}
+    cfg = {'type': 'kd_mm.Distiller', 'students': students, 'methods': methods, 'img_size': 16}
+    model = toys.alone(cfg).eval()
+    model.methods.gate.extra_maps = lambda step: {'gate': step.students['a'][0].maps[-1]}
+    found = look(model, toys.samples(1)[0])
+    assert list(found.scores) == ['a', 'b', 'ensemble', 'gate']
+    assert list(found.attention) == [('a', 'backbone'), ('b', 'backbone'), ('gate', 'gate')]
 
 
 @pytest.mark.parametrize('to_rgb', [True, False])
@@ -177,21 +161,19 @@ def test_an_image_comes_back_as_it_was(to_rgb, from_file):
 
 
 def test_grey_images_without_normalisation():
-    sample = DataSample()
-    found = to_image(torch.tensor([[[7.0, 300.0]]]), ClsDataPreprocessor(), sample)
+    found = to_image(torch.tensor([[[7.0, 300.0]]]), ClsDataPreprocessor(), DataSample())
     assert found.tolist() == [[[7, 7, 7], [255, 255, 255]]]
 
 
-def learn(model, views=1):
-    """Compute the losses of a batch of six, once; return what was recorded and the inputs."""
+def learn(model, views=1, count=4):
+    """Compute the losses of a batch of six once. Return what was recorded, and the inputs."""
     batch = default_collate(toys.samples(6))
     if views > 1:
         batch['inputs'] = [batch['inputs'], 255 - batch['inputs']]
     data = model.data_preprocessor(batch, training=True)
     watch = BatchWatch(model.train())
     model(**data, mode='loss')
-    watch.close()
-    return watch, data['inputs']
+    return watch.close(count), data['inputs']
 
 
 @pytest.mark.parametrize('kind', ['bake', 'bake_student'])
@@ -199,16 +181,13 @@ def test_affinities_and_targets_by_hand(kind):
     model = toys.build(kind)
     again = copy.deepcopy(networks_of(model)['network']).train()
     before = hooks_of(model)
-    watch, inputs = learn(model)
+    found, inputs = learn(model)
     assert hooks_of(model) == before
     assert observed(model).observers == []
-    ((name, batch),) = watch.knowledge(4)
-    assert name == 'network'
+    batch = found['network']
     features = again.neck(again.backbone(inputs))[-1]
-    logits = again.head.fc(features)
-    f, z = (x.detach().double().numpy() for x in (features, logits))
-    affinities = batch_ensemble.affinity(f)
-    np.testing.assert_allclose(batch.affinity, affinities[:4, :4], rtol=1e-4)
+    f, z = (x.detach().double().numpy() for x in (features, again.head.fc(features)))
+    np.testing.assert_allclose(batch.affinity, batch_ensemble.affinity(f)[:4, :4], rtol=1e-4)
     assert (batch.affinity.diagonal() == 0).all()
     target = batch_ensemble.ensemble_knowledge(f, z, 4.0, 0.5)
     np.testing.assert_allclose(batch.target, target[:4], rtol=1e-4)
@@ -216,58 +195,12 @@ def test_affinities_and_targets_by_hand(kind):
     np.testing.assert_allclose(batch.own, own[:4], rtol=1e-4)
     np.testing.assert_array_equal(batch.labels, np.eye(3)[[0, 1, 2, 0]])
     assert (batch.temperature, batch.size) == (4.0, 6)
-    image = toys.samples(1)[0]['inputs'].permute(1, 2, 0)
-    np.testing.assert_array_equal(batch.images[0], image)
+    image = toys.samples(6)[3]['inputs'].permute(1, 2, 0)
+    np.testing.assert_array_equal(batch.images[3], image)
 
 
 def test_a_student_is_shown_its_own_view():
-    watch, _ = learn(toys.build('dml'), views=2)
-    ((name, batch),) = watch.knowledge()
-    image = toys.samples(1)[0]['inputs'].permute(1, 2, 0)
-    assert name == 'b'  # the second by name, so that it sees the second view
-    np.testing.assert_array_equal(batch.images[0], 255 - image)
-    assert len(batch.images) == 6
-
-
-def test_one_network_of_a_distiller_is_shown_as_a_classifier():
-    model = toys.build('bake_student')
-    plain = toys.alone(toys.network())
-    plain.load_state_dict(model.state_dict())
-    for one, other in zip(look(model), look(plain), strict=True):
-        assert list(one.scores) == list(other.scores) == ['network']
-        np.testing.assert_array_equal(one.scores['network'], other.scores['network'])
-        assert one.attention.keys() == other.attention.keys() == {('network', 'backbone')}
-
-
-def test_of_several_views_the_first_is_shown():
-    students = {name: toys.network('kd_mm.BAKEHead') for name in 'ab'}
-    methods = {'v': {'type': 'tests.TwoViews'}}
-    model = toys.alone(
-        {'type': 'kd_mm.Distiller', 'students': students, 'methods': methods, 'views': 2}
-    )
-    watch, _ = learn(model, views=2)
-    image = toys.samples(1)[0]['inputs'].permute(1, 2, 0)
-    for (name, batch), expected in zip(watch.knowledge(), 'ab', strict=True):
-        assert name == expected
-        np.testing.assert_array_equal(batch.images[0], image)
-
-
-def test_maps_and_scores_of_other_classifiers_come_last():
-    """Of a method of a project: its name and place come from the method alone."""
-    students = {name: toys.network() for name in 'ab'}
-    methods = {'gate': {'type': 'tests.Gate'}}
-    cfg = {'type': 'kd_mm.Distiller', 'students': students, 'methods': methods, 'img_size': 16}
-    model = toys.alone(cfg)
-    model.methods.gate.extra_maps = lambda step: {'gate': step.students['a'][0].maps[-1]}
-    one = look(model)[0]
-    assert list(one.scores) == ['a', 'b', 'ensemble', 'gate']
-    assert list(one.attention) == [('a', 'backbone'), ('b', 'backbone'), ('gate', 'gate')]
-    np.testing.assert_array_equal(one.attention['gate', 'gate'], one.attention['a', 'backbone'])
-
-
-@pytest.mark.parametrize(
-    ('name', 'expected'),
-    [('plain', False), ('bake', True), ('bake_student', True), ('dml', True), ('ffsd', False)],
-)
-def test_models_with_relations_to_show(name, expected):
-    assert shows_relations(toys.build(name)) == expected
+    found, _ = learn(toys.build('dml'), views=2)
+    assert list(found) == ['b']  # the second by name, so that it sees the second view
+    image = toys.samples(6)[0]['inputs'].permute(1, 2, 0)
+    np.testing.assert_array_equal(found['b'].images[0], 255 - image)

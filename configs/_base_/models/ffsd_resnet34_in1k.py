@@ -1,5 +1,0 @@
-_base_ = './ffsd_resnet18_in1k.py'
-
-model = dict(
-    students={name: dict(backbone=dict(depth=34)) for name in ('student1', 'student2', 'leader')}
-)

@@ -1,5 +1,0 @@
-_base_ = './ffsd_resnet32.py'
-
-model = dict(
-    students={name: dict(backbone=dict(depth=56)) for name in ('student1', 'student2', 'leader')}
-)

@@ -1,4 +1,0 @@
-# No self-distillation.
-_base_ = './ffsd_resnet32_1xb128_cifar100.py'
-
-model = dict(self_distillation=None)
