@@ -25,6 +25,7 @@ SMALLEST_GAP = 1e-8
 
 # Keeps the error covariance of near-identical students invertible; relative to its mean diagonal.
 RIDGE = 1e-6
+MOST_STUDENTS = 16  # of KDCL-General, which looks at each set of students
 
 # Rounding of half-precision labels stays below it; a forgotten normalisation does not.
 SUM_TOLERANCE = 1e-3
@@ -359,31 +360,51 @@ def second_moment(true_class_probs: Tensor) -> Tensor:
 def weights_from_second_moment(moment: Tensor) -> Tensor:
     r"""Weights that minimise the squared error of the weighted mean prediction, for KDCL-General.
 
-    .. math:: w = \frac{C^{-1} 1}{1^\top C^{-1} 1}
+    .. math:: w = \operatorname*{argmin}_{w \ge 0, \, 1^\top w = 1} w^\top C w
 
-    Source: KDCL, section 3, the generalisation ability of the ensemble. Added here: a ridge of
-    1e-6 of C's mean diagonal, so that identical students get equal weights, and weights below 0
-    are set to 0 and the rest scaled to sum 1.
+    Source: KDCL, section 3, the generalisation ability of the ensemble. The paper's
+    :math:`w = C^{-1} 1 / (1^\top C^{-1} 1)` is the minimum where it has no negative weight.
+    Otherwise some students get the weight 0, and the formula holds among the others: it is
+    computed for each of the :math:`2^m - 1` sets of students, and the set with the smallest
+    :math:`w^\top C w = 1 / (1^\top C^{-1} 1)` is taken. Added here: a ridge of 1e-6 of C's mean
+    diagonal, so that identical students get equal weights.
 
     Args:
-        moment: C of m students, (m, m); see :func:`second_moment`.
+        moment: C of m students, (m, m); see :func:`second_moment`. m is at most 16.
 
     Returns:
         (m,) weights in float64, non-negative, sum 1; equal if no student makes any error.
+
+    Raises:
+        ValueError: If there are more than 16 students.
 
     Examples:
         >>> import torch
         >>> weights_from_second_moment(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
         tensor([0.2500, 0.7500], dtype=torch.float64)
+        >>> weights_from_second_moment(torch.tensor([[1.0, 2.0], [2.0, 5.0]]))
+        tensor([1., 0.], dtype=torch.float64)
     """
+    m = len(moment)
+    if m > MOST_STUDENTS:
+        raise ValueError(
+            f"target='general' takes at most {MOST_STUDENTS} students, but got {m}; use "
+            "target='min_logit'"
+        )
     moment = moment.double()
     size = moment.diagonal().mean()
     # Dividing first leaves the ridge alone where all errors are 0.
     moment = moment / size.clamp_min(torch.finfo(torch.float64).tiny)
     moment.diagonal().add_(RIDGE)
-    ones = moment.new_ones(len(moment))
-    weights = torch.linalg.solve_ex(moment, ones).result.clamp_min(0)
-    return weights / weights.sum()
+    # Row k is a set of students: the binary digits of 2^m - 1 - k. All students come first.
+    places = torch.arange(2**m - 1, 0, -1, device=moment.device)
+    inside = (places[:, None] >> torch.arange(m, device=moment.device)) & 1 == 1
+    both = inside[:, :, None] & inside[:, None, :]
+    blocks = torch.where(both, moment, torch.eye(m, dtype=moment.dtype, device=moment.device))
+    weights = torch.linalg.solve_ex(blocks, inside.to(moment.dtype)).result
+    sums = weights.sum(dim=1).masked_fill((weights < 0).any(dim=1), 0)
+    best = weights.index_select(0, sums.argmax(dim=0, keepdim=True)).squeeze(0)
+    return best / best.sum()
 
 
 @torch.no_grad()

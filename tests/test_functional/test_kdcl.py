@@ -152,6 +152,40 @@ def test_linear_with_an_inner_optimum_by_hand():
     np.testing.assert_allclose(reference.cross_entropy(target[0].numpy(), 0), np.log(4), rtol=1e-9)
 
 
+@pytest.mark.parametrize('m', [2, 3, 4, 6])
+def test_weights_are_the_minimum_over_the_simplex(m):
+    """Against SciPy's solver, on cohorts of which most have a negative weight in the formula."""
+    random, clipped = np.random.RandomState(m), 0
+    for _ in range(25):
+        shared = random.rand(30)  # errors that all students make
+        errors = random.rand(m, 1) * random.rand(m, 30) + 2 * random.rand(m, 1) * shared
+        moment = errors @ errors.T / 30 / errors.max() ** 2
+        closed = np.linalg.solve(moment, np.ones(m))
+        clipped += (closed < 0).any()
+        solved = minimize(
+            lambda w, c=moment: w @ c @ w,
+            np.full(m, 1 / m),
+            jac=lambda w, c=moment: 2 * c @ w,
+            bounds=[(0, 1)] * m,
+            constraints={'type': 'eq', 'fun': lambda w: w.sum() - 1, 'jac': np.ones_like},
+            method='SLSQP',
+            options={'ftol': 1e-14, 'maxiter': 1000},
+        )
+        weights = weights_from_second_moment(torch.tensor(moment)).numpy()
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
+        assert weights @ moment @ weights <= solved.fun * (1 + 1e-5)
+        # No student alone is better, which clipping the formula does not keep.
+        assert weights @ moment @ weights <= moment.diagonal().min() * (1 + 1e-5)
+    assert clipped >= 10
+
+
+def test_too_many_students_for_general_weights_are_refused():
+    with pytest.raises(ValueError, match='at most 16 students, but got 17'):
+        weights_from_second_moment(torch.eye(17))
+    assert weights_from_second_moment(torch.eye(12)).tolist() == pytest.approx([1 / 12] * 12)
+
+
 def test_generalization_weights_set_a_negative_weight_to_zero():
     """C = (.01, .035; .035, .125) gives C^-1 1 ~ (.09, -.025)."""
     true_class_probs = torch.tensor([[0.9, 0.9], [0.6, 0.7]])
