@@ -8,6 +8,7 @@ MMEngine marks what a config takes from a base ``kd_mm::`` with that scope, mmpr
 ``_base_.train_pipeline``, too. Hence each registry knows what mmpretrain's does.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,50 @@ class _OwnRegistry(Registry):
         return found(**options)
 
 
+class DistillerOf:
+    """The model type of a method: builds the Distiller with that one method.
+
+    Args:
+        method: The class of the method.
+        type_name: How a config writes it, with the scope of its registry.
+    """
+
+    def __init__(self, method: type, type_name: str) -> None:
+        self.method, self.type_name = method, type_name
+        self.__name__, self.__doc__ = method.__name__, method.__doc__
+        self.__module__ = method.__module__
+
+    @property
+    def _distiller(self) -> type:
+        """The class of the model, which imports the methods."""
+        return MODELS.get('Distiller')
+
+    @property
+    def _own(self) -> list[inspect.Parameter]:
+        """The options of the method."""
+        parameters = inspect.signature(self.method).parameters.values()
+        return [parameter for parameter in parameters if parameter.name != 'init_cfg']
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The options of the method, then those of the Distiller."""
+        together = (*self._own, *inspect.signature(self._distiller).parameters.values())
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature([parameter.replace(kind=keyword) for parameter in together])
+
+    def options(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a config of this type, with or without ``type``, as options of the Distiller."""
+        names = {parameter.name for parameter in self._own}
+        own = {key: value for key, value in cfg.items() if key in names}
+        rest = {k: value for k, value in cfg.items() if k not in names and k != 'type'}
+        methods = {self.method.__name__.lower(): {'type': self.type_name, **own}}
+        return {**rest, 'methods': {**methods, **(rest.get('methods') or {})}}
+
+    def __call__(self, **kwargs) -> Any:
+        """Build the Distiller with the method, from options of both."""
+        return self._distiller(**self.options(kwargs))
+
+
 class MethodRegistry(_OwnRegistry):
     """The distillation methods of a project.
 
@@ -79,8 +124,6 @@ class MethodRegistry(_OwnRegistry):
         self.models = models
 
     def _register_module(self, module, module_name=None, force=False) -> None:
-        from kd_mm.methods.base import DistillerOf
-
         super()._register_module(module, module_name, force)
         names = (
             [module_name or module.__name__] if not isinstance(module_name, list) else module_name

@@ -6,16 +6,58 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
-from torch import Tensor
+from torch import Tensor, nn
 
+from kd_mm.checkpoint import bare_model, check_keys, load_checkpoint
+from kd_mm.config import explained
 from kd_mm.models.distiller import named_networks
 from kd_mm.resume.find import pointed_at
+from kd_mm.run import rehearsal
 
 from .run_log import SINGLE
 
 FILENAME = 'predictions.npz'
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode, and the names of its classes; empty where nobody knows them."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+
+
+def load_model(cfg: Config, path: str | Path, device: str = 'cpu') -> Loaded:
+    """Build the model of a run, load its weights and the names of its classes.
+
+    Args:
+        cfg: Config of the run. Left as it is.
+        path: A checkpoint, a file or an address, read without running what it holds.
+        device: Where the model computes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the model cannot be built, the checkpoint cannot be read safely or is
+            another model's, or there is no such device.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    with explained(f'--device must be one that torch has here, but got {device}', 'use cpu'):
+        torch.empty(0, device=device)
+    checkpoint = load_checkpoint(path)
+    model = bare_model(rehearsal.build_model(cfg))
+    weights = {k.removeprefix('module.'): v for k, v in checkpoint['state_dict'].items()}
+    check_keys(weights, model.state_dict(), str(path))
+    with explained(f'{path} does not fit the model', 'use the config in its work dir'):
+        model.load_state_dict(weights)
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta')
+    return Loaded(model.to(device).eval(), classes_of(meta))
+
+
+def classes_of(meta: dict | None) -> tuple[str, ...]:
+    """Return the names of the classes in the meta information of a data set."""
+    return tuple(map(str, (meta or {}).get('classes') or ()))
 
 
 class Predictions(NamedTuple):
@@ -76,8 +118,6 @@ def predict(work_dir: Path, cfg: Config) -> Predictions:
         FileNotFoundError: If there is no checkpoint, or no data.
         ValueError: If the checkpoint cannot be read safely or is another model's.
     """
-    from .pictures.inputs import load_model  # which imports this module
-
     checkpoint = last_checkpoint(work_dir)
     if checkpoint is None:
         raise FileNotFoundError(

@@ -1,9 +1,8 @@
 """What a distillation method is: terms of the loss, from what the networks made of a batch."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmengine.model import BaseModule
@@ -211,46 +210,3 @@ class Method(BaseModule, ABC):
 
     def after_epoch(self, end: EpochEnd) -> None:
         """Act after a training epoch. Nothing by default."""
-
-
-class DistillerOf:
-    """The model type of a method: builds the Distiller with that one method.
-
-    Args:
-        method: The class of the method.
-        type_name: How a config writes it, with the scope of its registry.
-    """
-
-    def __init__(self, method: type[Method], type_name: str) -> None:
-        self.method, self.type_name = method, type_name
-        self.__name__, self.__doc__ = method.__name__, method.__doc__
-        self.__module__ = method.__module__
-
-    @property
-    def _own(self) -> list[inspect.Parameter]:
-        """The options of the method."""
-        parameters = inspect.signature(self.method).parameters.values()
-        return [parameter for parameter in parameters if parameter.name != 'init_cfg']
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """The options of the method, then those of the Distiller."""
-        from kd_mm.models.distiller import Distiller
-
-        together = (*self._own, *inspect.signature(Distiller).parameters.values())
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Signature([parameter.replace(kind=keyword) for parameter in together])
-
-    def options(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a config of this type, with or without ``type``, as options of the Distiller."""
-        names = {parameter.name for parameter in self._own}
-        own = {key: value for key, value in cfg.items() if key in names}
-        rest = {k: value for k, value in cfg.items() if k not in names and k != 'type'}
-        methods = {self.method.__name__.lower(): {'type': self.type_name, **own}}
-        return {**rest, 'methods': {**methods, **(rest.get('methods') or {})}}
-
-    def __call__(self, **kwargs) -> nn.Module:
-        """Build the Distiller with the method, from options of both."""
-        from kd_mm.models.distiller import Distiller
-
-        return Distiller(**self.options(kwargs))

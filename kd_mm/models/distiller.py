@@ -18,7 +18,6 @@ from kd_mm.checks import check_flag, check_int, is_int
 from kd_mm.methods.base import (
     NEEDS,
     Clock,
-    DistillerOf,
     Method,
     Networks,
     Relations,
@@ -29,7 +28,7 @@ from kd_mm.methods.base import (
 )
 from kd_mm.methods.gather import weigh_by_share
 from kd_mm.methods.schedules import Ramp
-from kd_mm.registry import METHODS, MODELS
+from kd_mm.registry import METHODS, MODELS, DistillerOf
 
 from .heads.distilling_head import DistillingHead
 from .networks import (

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -14,9 +14,10 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
-from torch import nn
 
-from kd_mm.checkpoint import bare_model, check_keys, load_checkpoint, safe_files
+from kd_mm.analysis.predictions import Loaded, classes_of
+from kd_mm.analysis.predictions import load_model as load_model
+from kd_mm.checkpoint import bare_model, safe_files
 from kd_mm.checks import check_int
 from kd_mm.config import OptionsAction, explained
 from kd_mm.datasets.numbered import number_images
@@ -41,13 +42,6 @@ from .networks import (
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 FORMATS = ('.png', '.pdf', '.svg', '.jpg')  # of pictures
-
-
-class Loaded(NamedTuple):
-    """A model in evaluation mode, and the names of its classes; empty where nobody knows them."""
-
-    model: nn.Module
-    classes: tuple[str, ...]
 
 
 def arguments(
@@ -90,37 +84,6 @@ def user_errors(args: argparse.Namespace) -> Iterator[None]:
             raise ValueError(f'--save-path must be a file in {", ".join(FORMATS)}, but got {path}')
         with safe_files(getattr(args, 'trust_checkpoint', False)):
             yield
-
-
-def load_model(cfg: Config, path: str | Path, device: str = 'cpu') -> Loaded:
-    """Build the model of a run, load its weights and the names of its classes.
-
-    Args:
-        cfg: Config of the run. Left as it is.
-        path: A checkpoint, a file or an address, read without running what it holds.
-        device: Where the model computes.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the model cannot be built, the checkpoint cannot be read safely or is
-            another model's, or there is no such device.
-    """
-    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
-    with explained(f'--device must be one that torch has here, but got {device}', 'use cpu'):
-        torch.empty(0, device=device)
-    checkpoint = load_checkpoint(path)
-    model = bare_model(rehearsal.build_model(cfg))
-    weights = {k.removeprefix('module.'): v for k, v in checkpoint['state_dict'].items()}
-    check_keys(weights, model.state_dict(), str(path))
-    with explained(f'{path} does not fit the model', 'use the config in its work dir'):
-        model.load_state_dict(weights)
-    meta = (checkpoint.get('meta') or {}).get('dataset_meta')
-    return Loaded(model.to(device).eval(), classes_of(meta))
-
-
-def classes_of(meta: dict | None) -> tuple[str, ...]:
-    """Return the names of the classes in the meta information of a data set."""
-    return tuple(map(str, (meta or {}).get('classes') or ()))
 
 
 def look_at(
