@@ -138,6 +138,21 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f'{name} must be one of {listed}, but got {value!r}')
 
 
+def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """Return the known name that is most like an unknown one, or None.
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+        likeness: How like it must be, from 0 (anything) to 1 (the same).
+
+    Examples:
+        >>> nearest('omga', ['omega', 'gather'])
+        'omega'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the hint that follows an unknown name: the nearest known one, or all of them.
 
@@ -148,8 +163,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         'there are omega, gather'
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f'did you mean {near[0]}?' if near else f'there are {", ".join(known) or "none"}'
+    near = nearest(name, known)
+    return f'did you mean {near}?' if near else f'there are {", ".join(known) or "none"}'
 
 
 def few(names: Collection[str]) -> str:

@@ -1,6 +1,5 @@
 """Reading configs, with one sentence for what is wrong in them."""
 
-import difflib
 import inspect
 import re
 import textwrap
@@ -13,6 +12,8 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
+
+from kd_mm.checks import nearest
 
 # What a user can correct. Other errors are mistakes of a program, and keep their traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -98,9 +99,9 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
             raise
     for key in options or {}:
         top, known = key.partition('.')[0], [*cfg, *inspect.signature(Runner).parameters]
-        near = difflib.get_close_matches(top, known, n=1, cutoff=0.8)
+        near = nearest(top, known, likeness=0.8)
         if top not in known and near:
-            raise ValueError(f'--cfg-options: the config has no {top}; did you mean {near[0]}?')
+            raise ValueError(f'--cfg-options: the config has no {top}; did you mean {near}?')
     given = ' '.join(f'{key}={value}' for key, value in (options or {}).items())
     fix_keys = 'dots join keys of dicts and places in lists'
     with explained(f'--cfg-options {given} does not fit {path}', fix_keys):

@@ -171,6 +171,6 @@ def scores_by_network(samples: list[DataSample], single: bool = False) -> dict[s
             for name in samples[0].student_scores
         }
         scores['ensemble'] = torch.stack(list(scores.values())).mean(dim=0)
-    for name in samples[0].get('scores_beside', {}):
-        scores[name] = torch.stack([sample.scores_beside[name] for sample in samples])
+    for name in samples[0].get('extra_scores', {}):
+        scores[name] = torch.stack([sample.extra_scores[name] for sample in samples])
     return scores

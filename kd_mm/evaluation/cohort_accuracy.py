@@ -85,7 +85,7 @@ class CohortAccuracy(Replaceable, BaseMetric):
         Args:
             data_batch: Unused.
             data_samples: Predictions: ``gt_label`` and ``student_scores``, each student's class
-                probabilities (K,) by name; ``scores_beside``, those of other classifiers, if any.
+                probabilities (K,) by name; ``extra_scores``, those of other classifiers, if any.
         """
         for sample in data_samples:
             if 'student_scores' not in sample:
@@ -100,8 +100,8 @@ class CohortAccuracy(Replaceable, BaseMetric):
         others = {'ensemble': self._hits(torch.stack([*scores.values()]).mean(dim=0), labels)}
         if self.any_right:
             others['any_right'] = torch.stack([*students.values()]).any(dim=0)
-        beside = _stack(data_samples, 'scores_beside')
-        others |= {name: self._hits(s, labels) for name, s in beside.items()}
+        extra = _stack(data_samples, 'extra_scores')
+        others |= {name: self._hits(s, labels) for name, s in extra.items()}
         # One small row per image, which MMEngine collects over ranks and cuts to the data set.
         groups = {
             group: {name: hits.tolist() for name, hits in rows.items()}

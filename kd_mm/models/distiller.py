@@ -473,7 +473,7 @@ class Distiller(BaseModel):
         """Write ``pred_score`` and ``pred_label`` of the deployed student into samples.
 
         ``student_scores`` holds each student's class probabilities (K,) by name. Where there are
-        classifiers that are no part of the ensemble, ``scores_beside`` holds theirs.
+        classifiers that are no part of the ensemble, ``extra_scores`` holds theirs.
         """
         step = Step(self._see_all(inputs), {})
         for observer in tuple(self.observers):
@@ -492,7 +492,7 @@ class Distiller(BaseModel):
             sample.set_pred_score(deployed[index]).set_pred_label(labels[index])
             sample.set_field({n: score[index] for n, score in scores.items()}, 'student_scores')
             if others:
-                sample.set_field({n: score[index] for n, score in others.items()}, 'scores_beside')
+                sample.set_field({n: score[index] for n, score in others.items()}, 'extra_scores')
         return samples
 
 

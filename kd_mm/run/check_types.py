@@ -1,6 +1,5 @@
 """Names in a config: each type must exist, and each option must be one that its type takes."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 
 import kd_mm.registry
-from kd_mm.checks import did_you_mean
+from kd_mm.checks import did_you_mean, nearest
 from kd_mm.models.networks import student_cfg
 from kd_mm.models.teachers import OWN_OPTIONS
 
@@ -83,9 +82,9 @@ def _check_type(node: Mapping, path: str) -> dict[str, Any]:
     found = _find_type(node, is_method='.methods.' in path)
     if not found:
         known = _known_names()
-        near = difflib.get_close_matches(name.rpartition('.')[2], known, n=1)
+        near = nearest(name.rpartition('.')[2], known)
         hint = (
-            f'did you mean {known[near[0]]}?'
+            f'did you mean {known[near]}?'
             if near
             else 'install what it needs, or import the module that registers it: '
             'custom_imports=dict(imports=[...], allow_failed_imports=False)'

@@ -16,7 +16,7 @@ def test_ensemble_is_the_mean_of_the_students_alone():
     sample = DataSample()
     scores = {'a': torch.tensor([0.9, 0.1]), 'b': torch.tensor([0.3, 0.7])}
     sample.set_field(scores, 'student_scores')
-    sample.set_field({'leader': torch.tensor([0.0, 1.0])}, 'scores_beside')
+    sample.set_field({'leader': torch.tensor([0.0, 1.0])}, 'extra_scores')
     found = {name: values[0].tolist() for name, values in scores_by_network([sample]).items()}
     assert list(found) == ['a', 'b', 'ensemble', 'leader']
     assert found['ensemble'] == pytest.approx([0.6, 0.4])

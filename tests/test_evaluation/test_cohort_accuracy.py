@@ -23,7 +23,7 @@ def samples(scores, labels=LABELS, beside=None):
     out = []
     for i, label in enumerate(labels):
         sample = DataSample().set_gt_label(int(label))
-        for field, tables in (('student_scores', scores), ('scores_beside', beside)):
+        for field, tables in (('student_scores', scores), ('extra_scores', beside)):
             if tables:
                 sample.set_field({n: torch.tensor(s[i]) for n, s in tables.items()}, field)
         out.append(sample.set_pred_score(next(iter(sample.student_scores.values()))))

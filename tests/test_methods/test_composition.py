@@ -135,7 +135,7 @@ def test_extra_classifiers_are_measured_and_not_exported():
     model = build(methods={'gate': {'type': 'tests.Gate'}}).eval()
     images, _ = contract.batch()
     sample = model(images, mode='predict')[0]
-    assert list(sample.scores_beside) == ['gate']
+    assert list(sample.extra_scores) == ['gate']
     assert list(sample.student_scores) == ['a', 'b']
 
 

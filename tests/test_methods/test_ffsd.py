@@ -417,9 +417,9 @@ def test_prediction_has_every_classifier_and_is_the_leaders():
         torch.testing.assert_close(sample.pred_score, logits[i].softmax(0))
         assert sample.pred_label.item() == logits[i].argmax().item()
         assert sample.student_scores.keys() == {'student0', 'student1'}
-        assert sample.scores_beside.keys() == {'leader', 'fusion'}
-        torch.testing.assert_close(sample.scores_beside['fusion'], fusion[i])
-        torch.testing.assert_close(sample.scores_beside['leader'], sample.pred_score)
+        assert sample.extra_scores.keys() == {'leader', 'fusion'}
+        torch.testing.assert_close(sample.extra_scores['fusion'], fusion[i])
+        torch.testing.assert_close(sample.extra_scores['leader'], sample.pred_score)
 
 
 def test_without_a_leader_the_first_student_answers():

@@ -1,6 +1,5 @@
 """Optimizer settings by the name of a student."""
 
-import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sized
 from copy import deepcopy
@@ -10,7 +9,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from torch import nn
 
 from kd_mm.checkpoint import bare_model
-from kd_mm.checks import check_choice, did_you_mean, few
+from kd_mm.checks import check_choice, did_you_mean, few, nearest
 from kd_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 from .joint_optim_wrapper import JointOptimWrapper
@@ -147,12 +146,12 @@ def _module(known: dict[str, nn.Module | None], prefix: str, part: str) -> nn.Mo
     """Return the module of a name, or None if it is registered as None."""
     if prefix in known:
         return known[prefix]
-    # The module may lie deeper than the prefix says.
+    # The module may be deeper than the prefix says.
     deeper = {name.rpartition('.')[2]: name for name in known if name.count('.') < 3}
     siblings = [n for n in known if n and n.rpartition('.')[0] == prefix.rpartition('.')[0]]
     hint = did_you_mean(prefix, siblings)
-    if near := difflib.get_close_matches(prefix, [*known, *deeper], n=1):
-        hint = f'did you mean {deeper.get(near[0], near[0])}?'
+    if near := nearest(prefix, [*known, *deeper]):
+        hint = f'did you mean {deeper.get(near, near)}?'
     raise ValueError(
         f'optim_wrapper.parts.{part}: prefix must name a module of the model, but got '
         f'{prefix!r}; {hint}'
