@@ -17,7 +17,7 @@ from kd_mm.export import choose_weights, export_student, shipped_names
 from kd_mm.methods import Clock
 from kd_mm.models.distiller import SINGLE, Distiller
 from kd_mm.registry import MODELS
-from tests.test_distributed.ranks import average, losses_and_gradients, run_on_ranks, shard
+from tests.ranks import average, losses_and_gradients, run_on_ranks, shard
 
 NUM_CLASSES, SIZE = 10, 16
 # Of two ranks, step by step: full batches, then a smaller last one on either side.

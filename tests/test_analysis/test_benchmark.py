@@ -8,8 +8,8 @@ import torch
 
 from kd_mm.analysis import benchmark
 from kd_mm.engine.optim import Bfloat16OptimWrapper
-from tests.test_analysis.toy_recipes import recipe, run_tool
-from tests.test_engine.toy_methods import build
+from tests.toys.models import build
+from tests.toys.recipes import recipe, run_tool
 
 TOOL = 'analysis_tools/benchmark.py'
 PARAMETERS = sum(p.numel() for p in build('bake').parameters())

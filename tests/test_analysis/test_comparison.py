@@ -1,7 +1,7 @@
 import pytest
 
 from kd_mm.analysis.comparison import costs, lines, read_recipes
-from tests.test_analysis.toy_runs import cohort, network, write_run
+from tests.toys.logs import cohort, network, write_run
 
 PAIR = cohort(a=network(20), b=network(56))
 

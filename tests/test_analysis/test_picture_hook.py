@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from kd_mm.analysis import PictureHook, picture_hook
 from kd_mm.analysis.pictures import figures
-from tests.test_analysis.test_pictures import toys
+from tests.toys import pictures as toys
 
 EPOCHS, BATCH, VAL = 3, 6, 10
 TOGETHER = {'attention', 'predictions'}

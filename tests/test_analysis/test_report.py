@@ -9,7 +9,7 @@ from kd_mm.analysis.comparison import read_recipes
 from kd_mm.analysis.predictions import read_predictions
 from kd_mm.analysis.report import write_report
 from tests import forked
-from tests.test_analysis.toy_runs import cohort, network, write_predictions, write_run
+from tests.toys.logs import cohort, network, write_predictions, write_run
 
 EVIL = '<img src=x onerror=alert(1)>&"$x^2$'
 MONITORS = ('diagnostics/diversity', f'diagnostics/agreement/{EVIL}-b')

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import REPO
-from tests.test_analysis.toy_recipes import recipe, run_tool
+from tests.toys.recipes import recipe, run_tool
 
 PROFILE, SCALING = (f'analysis_tools/{name}.py' for name in ('profile_step', 'benchmark_scaling'))
 SIZES = {'batch_size': 4, 'img_size': 16, 'num_classes': 3}

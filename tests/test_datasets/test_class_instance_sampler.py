@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from kd_mm.datasets import ClassInstanceSampler
 from kd_mm.datasets import class_instance_sampler as module
 from tests.references import class_instance_sampler as reference
-from tests.test_datasets.toys import Labelled
+from tests.toys.datasets import Labelled
 
 # Classes of 1, 2, 3, 5 and 11 images, mixed.
 LABELS = [4, 2, 3, 4, 1, 4, 0, 3, 4, 2, 4, 3, 4, 1, 4, 3, 4, 4, 2, 4, 3, 4]

@@ -10,7 +10,7 @@ from mmpretrain.datasets import KFoldDataset
 
 from kd_mm.datasets import Digits, HoldOut, get_labels
 from kd_mm.datasets.labels import index_labels
-from tests.test_datasets.toys import Labelled
+from tests.toys.datasets import Labelled
 
 LABELS = [2, 0, 2, 1, 0, 2, 0, 1, 2, 2, 0, 1]
 

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from kd_mm.datasets import Digits, HoldOut, InMemory, get_labels, image_numbers
 from kd_mm.datasets.labels import index_labels, inner_datasets
 from kd_mm.datasets.numbered import NumberedDataset
-from tests.test_datasets.toys import Images, Labelled
+from tests.toys.datasets import Images, Labelled
 
 
 def twice():

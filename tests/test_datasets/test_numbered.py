@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from kd_mm.datasets import InMemory, batch_collate
 from kd_mm.datasets.numbered import NumberedDataset, number_images
 from kd_mm.resume.seeded import SeededBatch
-from tests.test_datasets.toys import Images
+from tests.toys.datasets import Images
 
 
 class Unbatched(Images):

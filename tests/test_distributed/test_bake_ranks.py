@@ -5,7 +5,7 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 
 from kd_mm.registry import MODELS
-from tests.test_distributed.ranks import (
+from tests.ranks import (
     NUM_CLASSES,
     average,
     draw,

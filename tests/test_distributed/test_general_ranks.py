@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from kd_mm.engine.hooks import DistillerHook
-from tests.test_distributed.ranks import run_on_ranks
-from tests.test_engine.toy_held_out import Images, build_model, expected_weights, true_class_probs
+from tests.ranks import run_on_ranks
+from tests.toys.held_out import Images, build_model, expected_weights, true_class_probs
 
 # Held-out images: alike on both ranks; 3 and 2, where MMEngine would pad with the first one.
 SIZES = (6, 5)

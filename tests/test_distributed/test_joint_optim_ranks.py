@@ -2,8 +2,8 @@
 
 from mmengine.model import MMDistributedDataParallel
 
-from tests.test_distributed.ranks import run_on_ranks
-from tests.test_engine.toy_cohort import (
+from tests.ranks import run_on_ranks
+from tests.toys.cohort import (
     ADAM,
     assert_equal,
     build_cohort,

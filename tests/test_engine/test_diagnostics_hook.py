@@ -13,7 +13,7 @@ from kd_mm.engine.hooks import DiagnosticsHook
 from kd_mm.models.distiller import named_networks
 from kd_mm.registry import MODELS
 from tests.references import bake as reference
-from tests.test_engine.toy_methods import BATCH, NUM_CLASSES, build, network, runner_of
+from tests.toys.models import BATCH, NUM_CLASSES, build, network, runner_of
 
 METHODS = ('bake', 'bake_student', 'dml', 'general', 'ffsd')
 

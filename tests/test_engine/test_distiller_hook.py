@@ -21,17 +21,17 @@ from kd_mm.datasets import InMemory
 from kd_mm.engine.hooks import DistillerHook
 from kd_mm.methods import Clock, Method, SampleMemory
 from kd_mm.registry import MODELS
-from tests.test_engine.toy_cohort import assert_equal
-from tests.test_engine.toy_cohort import weights as state_of
-from tests.test_engine.toy_held_out import (
+from tests.toys.cohort import assert_equal
+from tests.toys.cohort import weights as state_of
+from tests.toys.held_out import (
     NUM_CLASSES,
     Images,
     build_model,
     expected_weights,
     parts,
 )
-from tests.test_engine.toy_methods import loader as loader_of
-from tests.test_engine.toy_methods import network, runner_of
+from tests.toys.models import loader as loader_of
+from tests.toys.models import network, runner_of
 
 HOOK = {'type': 'kd_mm.DistillerHook'}
 

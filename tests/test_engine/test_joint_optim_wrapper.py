@@ -9,7 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from kd_mm.engine.optim import JointOptimWrapperConstructor
-from tests.test_engine.toy_cohort import (
+from tests.toys.cohort import (
     ADAM,
     SGD,
     assert_equal,
@@ -23,7 +23,7 @@ from tests.test_engine.toy_cohort import (
     student,
     weights,
 )
-from tests.test_engine.toy_methods import loader, runner_of
+from tests.toys.models import loader, runner_of
 
 
 def optimizers_by_hand(model):

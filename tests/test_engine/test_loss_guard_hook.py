@@ -10,9 +10,9 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from kd_mm.engine.hooks import LossGuardHook
 from kd_mm.methods import DML
-from tests.test_distributed.ranks import run_on_ranks
-from tests.test_engine.toy_cohort import build_cohort, items, joint_cfg
-from tests.test_engine.toy_methods import loader, runner_of
+from tests.ranks import run_on_ranks
+from tests.toys.cohort import build_cohort, items, joint_cfg
+from tests.toys.models import loader, runner_of
 
 PER_EPOCH = 4
 CHECKPOINT = {'type': 'CheckpointHook', 'interval': 1, 'max_keep_ckpts': 1}

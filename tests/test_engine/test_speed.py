@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_map
 from kd_mm.engine.hooks import ChannelsLastHook, LossGuardHook
 from kd_mm.engine.hooks.speed import LazyHistoryBuffer, use_channels_last
 from kd_mm.functional import kdcl
-from tests.test_engine.toy_cohort import assert_equal, weights
-from tests.test_engine.toy_methods import (
+from tests.toys.cohort import assert_equal, weights
+from tests.toys.models import (
     METHODS,
     batch,
     build,

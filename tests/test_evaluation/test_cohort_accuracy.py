@@ -9,7 +9,7 @@ from mmpretrain.evaluation import Accuracy
 from mmpretrain.structures import DataSample
 
 from kd_mm.methods.base import RESERVED_ROWS
-from tests.test_distributed.ranks import run_on_ranks
+from tests.ranks import run_on_ranks
 
 CONFIG = {'type': 'kd_mm.CohortAccuracy'}
 # Four images of classes 0, 0, 1, 2; by hand: a is right on 0, 1, 2 and b on 0, 3, while their

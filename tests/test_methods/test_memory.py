@@ -10,7 +10,7 @@ from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
 from kd_mm.methods.memory import SampleMemory
-from tests.test_distributed.ranks import run_on_ranks
+from tests.ranks import run_on_ranks
 
 NUM_IMAGES, NUM_VALUES = 7, 3
 

@@ -5,7 +5,7 @@ import torch
 from mmengine.hooks import Hook
 
 from kd_mm.methods import Clock, LinearRamp, SigmoidRamp, schedule
-from tests.test_engine.toy_methods import batch, build, build_runner
+from tests.toys.models import batch, build, build_runner
 
 VALUE = 3.0
 SIGMOID = {'type': 'kd_mm.SigmoidRamp', 'value': VALUE, 'epochs': 5}

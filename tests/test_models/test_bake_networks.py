@@ -6,7 +6,7 @@ import torch
 
 from kd_mm.registry import MODELS
 from tests.references import bake as reference
-from tests.test_models.toy_networks import NETWORKS, NUM_CLASSES, classifier, draw
+from tests.toys.networks import NETWORKS, NUM_CLASSES, classifier, draw
 
 OPTIONS = {'omega': 0.7, 'temperature': 3.0, 'loss_weight': 0.25}
 

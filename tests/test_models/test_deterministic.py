@@ -3,7 +3,7 @@
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.test_engine.toy_methods import METHODS, batch, build
+from tests.toys.models import METHODS, batch, build
 
 # Of what torch.use_deterministic_algorithms refuses on a GPU, in any version that we run on, the
 # operations that a classifier or a loss may come across.

@@ -19,7 +19,7 @@ from kd_mm.models.networks import student_cfg
 from kd_mm.registry import MODELS
 from tests import contract
 from tests.references import bake as reference
-from tests.test_models.toy_networks import NETWORKS
+from tests.toys.networks import NETWORKS
 
 NUM_CLASSES = 5
 

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from kd_mm.export import export_student
 from kd_mm.registry import MODELS
 from tests import contract
-from tests.test_distributed.ranks import average, losses_and_gradients, run_on_ranks
+from tests.ranks import average, losses_and_gradients, run_on_ranks
 
 # Backbones whose first stages a second student takes over: options, width, image size.
 BACKBONES = {

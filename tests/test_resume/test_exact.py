@@ -11,8 +11,8 @@ from mmengine.dataset import InfiniteSampler
 
 from kd_mm.checkpoint import load_checkpoint
 from tests.conftest import REPO
-from tests.test_resume import toy_project
 from tests.test_resume.runs import KILLED, train
+from tests.toys import project as toy_project
 
 
 def newest(work_dir):
@@ -100,7 +100,7 @@ PLAIN = {
 
 def write_plain(folder, settings=''):
     path = folder / 'project.py'
-    own = "imports=['tests.test_resume.toy_project', "
+    own = "imports=['tests.toys.project', "
     lines = hooks_of_the_docs().replace('imports=[', own)
     path.write_text(
         toy_project.CONFIG

@@ -13,7 +13,7 @@ from mmengine.logging import MessageHub
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from kd_mm.resume import SeedHook
-from tests.test_distributed.ranks import run_on_ranks
+from tests.ranks import run_on_ranks
 
 
 def loader_of(num_images=6, sampler_seed=0):

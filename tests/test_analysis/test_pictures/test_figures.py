@@ -7,7 +7,7 @@ import pytest
 from kd_mm.analysis.pictures import figures
 from kd_mm.analysis.pictures.inputs import FORMATS
 from kd_mm.analysis.pictures.networks import BatchKnowledge, Look
-from tests.test_analysis.test_pictures.toys import CLASSES
+from tests.toys.pictures import CLASSES
 
 RNG = np.random.default_rng(0)
 

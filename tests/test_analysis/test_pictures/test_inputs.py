@@ -13,7 +13,7 @@ from kd_mm.config import read_config
 from kd_mm.datasets import Digits
 from kd_mm.registry import MODELS
 from tests.conftest import REPO
-from tests.test_analysis.toy_recipes import run_tool
+from tests.toys.recipes import run_tool
 
 DIGITS = [digit['img'] for digit in (Digits(split='test')[i] for i in range(8))]
 BAKE, VANILLA = 'bake/resnet20_1xb64_digits', 'vanilla/vanilla_resnet20_1xb64_digits'

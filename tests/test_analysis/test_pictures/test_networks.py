@@ -20,7 +20,7 @@ from kd_mm.analysis.pictures.networks import (
 from kd_mm.models.distiller import observed
 from tests.references import bake as batch_ensemble
 from tests.references import ffsd as reference
-from tests.test_analysis.test_pictures import toys
+from tests.toys import pictures as toys
 
 
 def hooks_of(model):

@@ -7,7 +7,7 @@ from mmpretrain.structures import DataSample
 from kd_mm.datasets import HoldOut
 from kd_mm.registry import MODELS
 from tests.references import kdcl as reference
-from tests.test_datasets.toys import Labelled
+from tests.toys.datasets import Labelled
 
 NUM_CLASSES = 3
 

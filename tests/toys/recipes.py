@@ -6,7 +6,7 @@ import sys
 from mmengine.config import Config
 
 from tests.conftest import REPO
-from tests.test_engine.toy_methods import model_cfg, network, optim_cfg
+from tests.toys.models import model_cfg, network, optim_cfg
 
 
 def recipe(method, model=None, **settings):

@@ -4,7 +4,7 @@ import torch
 from mmpretrain.structures import DataSample
 
 from kd_mm.registry import MODELS
-from tests.test_engine.toy_methods import model_cfg, network
+from tests.toys.models import model_cfg, network
 
 CLASSES = ('cat', 'dog', 'great white shark, white shark')
 MODEL_OF = {
