@@ -34,7 +34,7 @@ def test_bake_over_a_recipe_of_mmpretrain_trains(recipe):
     loader.pop('persistent_workers', None)
     batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     labels = torch.cat([sample.gt_label for sample in batch['data_samples']])
-    assert torch.equal(labels[::2], labels[1::2])  # partners beside their anchors
+    assert torch.equal(labels[::2], labels[1::2])  # partners next to their anchors
 
     recipe.model.backbone.update(depth=18)
     recipe.model.head.in_channels = 512

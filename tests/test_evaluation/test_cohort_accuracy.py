@@ -19,11 +19,11 @@ A = [[0.5, 0.3, 0.2], [0.9, 0.0, 0.1], [0.3, 0.4, 0.3], [0.2, 0.5, 0.3]]
 B = [[0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [0.7, 0.2, 0.1], [0.0, 0.1, 0.9]]
 
 
-def samples(scores, labels=LABELS, beside=None):
+def samples(scores, labels=LABELS, extra=None):
     out = []
     for i, label in enumerate(labels):
         sample = DataSample().set_gt_label(int(label))
-        for field, tables in (('student_scores', scores), ('extra_scores', beside)):
+        for field, tables in (('student_scores', scores), ('extra_scores', extra)):
             if tables:
                 sample.set_field({n: torch.tensor(s[i]) for n, s in tables.items()}, field)
         out.append(sample.set_pred_score(next(iter(sample.student_scores.values()))))
@@ -39,7 +39,7 @@ def evaluate(data_samples, *others, batch=3, **kwargs):
 
 def test_by_hand():
     right = [[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.9, 0.0], [0.1, 0.2, 0.7]]
-    data = samples({'a': A, 'b': B}, beside={'leader': right, 'fusion': A})
+    data = samples({'a': A, 'b': B}, extra={'leader': right, 'fusion': A})
     metrics = evaluate(data, any_right=True, prefix='clean')
     expected = {'a': 75, 'b': 50, 'mean': 62.5, 'best': 75, 'ensemble': 75, 'any_right': 100}
     expected |= {'leader': 100, 'fusion': 75}  # no part in the summaries
