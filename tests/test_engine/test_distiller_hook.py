@@ -368,8 +368,13 @@ class Plain(nn.Linear):
         return {'loss': loss}
 
 
-def test_a_run_of_any_model_is_left_as_it_is(tmp_path):
+def test_a_run_of_any_model_holds_freed_memory_and_is_left_as_it_is(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        'kd_mm.engine.hooks.distiller_hook.hold_freed_memory', lambda: calls.append(1)
+    )
     build_runner(tmp_path, hook=HOOK, model=Plain(1, 1), train=numbered(4)).train()
+    assert calls == [1]
     assert set(load_checkpoint(tmp_path / 'epoch_1.pth')['state_dict']) == {'weight', 'bias'}
 
 
