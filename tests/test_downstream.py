@@ -106,7 +106,7 @@ def test_every_config_can_be_inherited_and_none_loses_mmpretrains_types(python, 
     names = [f'bake/{path.name}' for path in sorted((REPO / 'configs' / 'bake').glob('*.py'))]
     lines = run_clean([python, '-c', INHERIT, *names], tmp_path).splitlines()
     assert lines.pop() == 'BAKEHead'  # of a model that MMEngine's hub builds by name
-    lines = lines[: len(names)]
+    lines = [line for line in lines if line.startswith('bake/')]  # not warnings of libraries
     assert [line.split()[0] for line in lines] == names
     assert not [line for line in lines if len(line.split()) > 2]
     assert all(int(line.split()[1]) > 10 for line in lines)
